@@ -1,0 +1,1 @@
+"""One target a file or folder; its name is the backend's name."""

@@ -1,0 +1,50 @@
+"""One tree of errors: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+
+class QcompError(Exception):
+    """Base of every error that qcomp raises for its user.
+
+    Args:
+        what: what is wrong, one sentence without a full stop.
+        where: the file, option, or operator (type and name, as Netron shows them).
+        hint: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", hint: str = "") -> None:
+        super().__init__(what, where, hint)
+        self.what, self.where, self.hint = what, where, hint
+
+    def __str__(self) -> str:
+        place = f"{self.where}: " if self.where else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{place}{self.what}{hint}"
+
+
+class ModelError(QcompError):
+    """The model cannot be read, or is not what qcomp compiles."""
+
+
+class DataError(QcompError):
+    """The samples or labels do not fit the model, or cannot be read."""
+
+
+class OptionError(QcompError):
+    """An unknown or impossible option, pass or backend."""
+
+
+class OutputError(QcompError):
+    """The result cannot be written."""
+
+
+class CalibrationError(QcompError):
+    """The statistics of a value are not finite, or cannot be collected."""
+
+
+class UnsupportedError(QcompError):
+    """An operator that a backend cannot lower."""
+
+
+class PassError(QcompError):
+    """A pass broke its contract: an invalid graph, or outputs that moved further than its tolerance."""

@@ -1,0 +1,250 @@
+"""Passes, the lines they are written in, and the loop that runs and verifies them.
+
+A line of passes is text such as ``fold-batchnorm,insert-qdq{weights=int4 ranges=mse}``: names of files in
+``passes/``, each with the fields of its dataclass as options. ``-O0`` to ``-O3`` are such lines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import time
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from qcomp import graph, registry
+from qcomp.calibration.observers import Observation, Statistics
+from qcomp.errors import OptionError, PassError, QcompError
+
+logger = logging.getLogger(__name__)
+
+_FLOAT_REWRITES = "clean-up,fold-batchnorm,fold-affine,fold-pad"
+PRESETS = {
+    0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
+    1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",
+}
+EQUAL_TO_O1 = (2, 3)
+"""The levels that have no line of their own yet and run that of ``-O1``."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One rewrite of the graph. Its fields are its options, on the command line and in Python."""
+
+    tolerance: ClassVar[float | None] = 1e-5
+    """How far outputs may move, relative to their largest magnitude; None: numbers change on purpose."""
+
+    @classmethod
+    def name(cls) -> str:
+        """The name on the command line: the file's."""
+        return cls.__module__.rsplit(".", 1)[-1].replace("_", "-")
+
+    def observe(self, model: ir.Model) -> Iterable[Observation]:
+        """The statistics this pass reads, on the model as it is before the first pass that reads any."""
+        return ()
+
+    def run(self, model: ir.Model, stats: Statistics) -> bool:
+        """Rewrite the model in place, in one walk; say whether anything changed."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        changed = [
+            f"{f.name}={_written(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return self.name() + (f"{{{' '.join(changed)}}}" if changed else "")
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the driver does around every pass; each may be None."""
+
+    calibrate: Callable[[ir.Model, Sequence[Observation]], Statistics] | None = None
+    outputs: Callable[[ir.Model], dict[str, Any]] | None = None
+    """Runs sample inputs: turns on numerical verification (``--verify``)."""
+    dump: Callable[[int, str, ir.Model], None] | None = None
+
+
+def preset(level: int) -> str:
+    """The line of passes of ``-O<level>``."""
+    if level not in (*PRESETS, *EQUAL_TO_O1):
+        raise OptionError(f"unknown optimization level -O{level}", hint="known: -O0, -O1, -O2, -O3")
+    return PRESETS.get(level, PRESETS[1])
+
+
+def parse(line: str) -> list[Pass]:
+    """Passes from a line such as ``"fold-batchnorm,insert-qdq{weights=int4}"``.
+
+    Raises:
+        OptionError: malformed text, an unknown pass, an unknown option, or a value of the wrong type.
+    """
+    return [_build("passes", name, options) for name, options in split_specs(line)]
+
+
+def split_specs(line: str) -> list[tuple[str, str]]:
+    """The ``(name, options)`` pairs of a line of specs ``name{key=value key=value},name,...``."""
+    pattern = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+    specs, position = [], 0
+    while position < len(line):
+        match = pattern.match(line, position)
+        if match is None:
+            raise OptionError(
+                f"cannot read {line[position:]!r}",
+                where=line,
+                hint="write name{key=value key=value},name,...",
+            )
+        specs.append((match[1], match[2] or ""))
+        position = match.end()
+    return specs
+
+
+def parse_backend(spec: str) -> Any:
+    """A backend from ``name`` or ``name{key=value}``.
+
+    Raises:
+        OptionError: as `parse`.
+    """
+    specs = split_specs(spec)
+    if len(specs) != 1:
+        raise OptionError("one backend is needed", where=repr(spec), hint="write name{key=value key=value}")
+    return _build("backends", *specs[0])
+
+
+def override(passes: Iterable[Pass], **options: Any) -> list[Pass]:
+    """The passes with every option that is not None set wherever a pass has a field of that name.
+
+    Raises:
+        OptionError: no pass of the line has the option, so that it would be ignored.
+    """
+    line = list(passes)
+    for key, value in options.items():
+        if value is None:
+            continue
+        having = [i for i, p in enumerate(line) if key in {f.name for f in dataclasses.fields(p)}]
+        if not having:
+            raise OptionError(f"no pass of this line has the option {key!r}", where=", ".join(map(str, line)))
+        for i in having:
+            line[i] = _replace(line[i], key, value)
+    return line
+
+
+def run(model: ir.Model, passes: Sequence[Pass], hooks: Hooks = Hooks()) -> Statistics:  # noqa: B008
+    """Run the passes in order, verifying the graph after each one.
+
+    Statistics are collected once: before the first pass that observes anything, for it and all later ones.
+
+    Raises:
+        PassError: a pass left an invalid graph, or moved the outputs further than its tolerance.
+    """
+    stats = Statistics()
+    if hooks.dump:
+        hooks.dump(0, "input", model)
+    reference = hooks.outputs(model) if hooks.outputs else None
+    for index, step in enumerate(passes):
+        stats = _collect(model, passes[index:], stats, hooks)
+        start = time.perf_counter()
+        changed = step.run(model, stats)
+        _verify(model, step)
+        logger.info(
+            "%s: %s, %.0f ms",
+            step,
+            "changed" if changed else "nothing to do",
+            1e3 * (time.perf_counter() - start),
+        )
+        if hooks.outputs and changed:
+            now = hooks.outputs(model)
+            _hold_to_tolerance(step, reference or {}, now)
+            reference = now
+        if hooks.dump:
+            hooks.dump(index + 1, step.name(), model)
+    return stats
+
+
+def _collect(model: ir.Model, passes: Sequence[Pass], stats: Statistics, hooks: Hooks) -> Statistics:
+    if stats.collected or hooks.calibrate is None or not any(True for _ in passes[0].observe(model)):
+        return stats
+    wanted = dict.fromkeys(observation for step in passes for observation in step.observe(model))
+    return hooks.calibrate(model, list(wanted))
+
+
+def _verify(model: ir.Model, step: Pass) -> None:
+    try:
+        graph.verify(model)
+    except QcompError as error:
+        raise PassError(
+            f"the pass {step} left an invalid graph: {error}", hint="this is a bug of the pass"
+        ) from error
+
+
+def _hold_to_tolerance(step: Pass, before: dict[str, Any], after: dict[str, Any]) -> None:
+    if step.tolerance is None:
+        return
+    for name, old in before.items():
+        largest = max(float(abs(old).max(initial=0.0)), 1e-30)
+        moved = float(abs(after[name].astype("f8") - old.astype("f8")).max(initial=0.0)) / largest
+        if not moved <= step.tolerance:
+            raise PassError(
+                f"the pass {step} moved the output {name!r} by {moved:.2g} of its largest value, "
+                f"more than its tolerance {step.tolerance:.0e}",
+                hint="leave it out with --passes, and report the model",
+            )
+
+
+def _build(kind: str, name: str, options: str) -> Any:
+    built = registry.find(kind, name)()
+    for item in options.split():
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise OptionError(f"cannot read the option {item!r}", where=name, hint="write key=value")
+        built = _replace(built, key, value)
+    return built
+
+
+def _replace(built: Any, key: str, value: Any) -> Any:
+    """The frozen dataclass with one field set; text is converted to the field's type."""
+    hints = typing.get_type_hints(type(built))
+    fields = tuple(f.name for f in dataclasses.fields(built))
+    if key not in fields:
+        label = built.name()
+        if not fields:
+            raise OptionError(f"unknown option {key!r}", where=label, hint="it has no options")
+        raise OptionError(f"unknown option {key!r}", where=label, hint=f"known: {', '.join(fields)}")
+    converted = _convert(value, hints[key], f"{built.name()}{{{key}}}") if isinstance(value, str) else value
+    return dataclasses.replace(built, **{key: converted})
+
+
+def _convert(text: str, kind: Any, where: str) -> Any:
+    """Text as a value of an annotated type: bool, int, float, str, Literal, tuples of str, optionals."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        if text not in args:
+            raise OptionError(f"unknown value {text!r}", where=where, hint=f"known: {', '.join(args)}")
+        return text
+    if origin is tuple:
+        return tuple(part for part in text.split("|") if part)
+    if origin in (typing.Union, types.UnionType):
+        inner = next(a for a in args if a is not type(None))
+        return None if text == "none" else _convert(text, inner, where)
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise OptionError(f"{text!r} is not true or false", where=where)
+        return text == "true"
+    try:
+        return kind(text)
+    except (ValueError, TypeError) as error:
+        raise OptionError(f"{text!r} is not of type {kind.__name__}", where=where) from error
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "|".join(map(str, value))
+    return "none" if value is None else str(value)

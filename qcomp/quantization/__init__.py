@@ -1,0 +1,1 @@
+"""The numbers: types, scales, ranges and rounding. NumPy only."""

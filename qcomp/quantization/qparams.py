@@ -1,0 +1,109 @@
+"""Scale and zero point of a quantized tensor: ``real = scale * (q - zero_point)``.
+
+Constraints, quoted by the errors:
+
+- C1: every scale is finite and greater than zero;
+- C2: every zero point lies in the type's range;
+- C3: per axis, scale and zero point are vectors of one length.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qcomp.quantization.qtype import QType
+
+FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
+IntArray = np.ndarray[Any, np.dtype[np.integer[Any]]]
+
+TINY = float(np.finfo(np.float32).tiny)
+"""The least normal float32: a smaller scale would be flushed to zero by some processors."""
+
+
+@dataclass(frozen=True)
+class QParams:
+    """How a tensor is quantized.
+
+    Args:
+        qtype: the type of the integers.
+        scale: float32, a scalar ``()`` or, per axis, ``(channels,)``.
+        zero_point: integers of the type's container, the same shape.
+        axis: the channel axis; None per tensor.
+
+    Raises:
+        ValueError: a constraint C1 to C3 of this module does not hold.
+    """
+
+    qtype: QType
+    scale: FloatArray
+    zero_point: IntArray
+    axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
+            raise ValueError(f"C1: every scale is finite and greater than zero, not {self.scale!r}")
+        if (self.zero_point < self.qtype.qmin).any() or (self.zero_point > self.qtype.qmax).any():
+            raise ValueError(
+                f"C2: every zero point lies in the range of {self.qtype}, not {self.zero_point!r}"
+            )
+        if self.scale.shape != self.zero_point.shape or self.scale.ndim != int(self.axis is not None):
+            raise ValueError(
+                f"C3: scale {self.scale.shape} and zero point {self.zero_point.shape}, axis {self.axis}"
+            )
+
+    @classmethod
+    def asymmetric(cls, low: float, high: float, qtype: QType) -> QParams:
+        """Per tensor, for values in ``[low, high]``; zero is widened into the range and exactly representable.
+
+        The zero point is even, so that an addition that rounds after adding it agrees with one that rounds before.
+        """
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = _usable((high - low) / qtype.levels)
+        zero_point = int(np.clip(2 * np.rint((qtype.qmin - low / scale) / 2), qtype.qmin, qtype.qmax))
+        scale = _usable(max(high / max(qtype.qmax - zero_point, 1), -low / max(zero_point - qtype.qmin, 1)))
+        return cls(qtype, np.float32(scale).reshape(()), np.asarray(zero_point, qtype.container))
+
+    @classmethod
+    def symmetric(cls, largest: FloatArray, qtype: QType, axis: int | None = None) -> QParams:
+        """Zero point 0, for values of magnitude up to ``largest`` (scalar, or a vector along the axis)."""
+        scale = np.asarray([_usable(x / qtype.qmax) for x in np.ravel(largest)], np.float32)
+        shape = () if axis is None else scale.shape
+        return cls(qtype, scale.reshape(shape), np.zeros(shape, qtype.container), axis)
+
+    def broadcast(self, array: FloatArray | IntArray, rank: int) -> Any:
+        """Scale or zero point in a shape that broadcasts against a tensor of that rank."""
+        if self.axis is None:
+            return array
+        shape = [1] * rank
+        shape[self.axis] = -1
+        return array.reshape(shape)
+
+    def quantize(self, real: FloatArray) -> IntArray:
+        """The nearest integers, half to even, saturated: ONNX's QuantizeLinear, bit for bit.
+
+        Args:
+            real: float32 of any shape.
+
+        Returns:
+            Integers of the type's container, the same shape.
+        """
+        scaled = np.rint(real.astype(np.float32, copy=False) / self.broadcast(self.scale, real.ndim))
+        shifted = scaled + self.broadcast(self.zero_point, real.ndim).astype(np.float32)
+        return np.clip(shifted, self.qtype.qmin, self.qtype.qmax).astype(self.qtype.container)
+
+    def dequantize(self, integers: IntArray) -> FloatArray:
+        """``scale * (q - zero_point)`` in float32: ONNX's DequantizeLinear."""
+        wide = integers.astype(np.int32) - self.broadcast(self.zero_point, integers.ndim).astype(np.int32)
+        real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.ndim)
+        return real
+
+
+def _usable(scale: float) -> float:
+    """A scale that float32 holds; 1 where all values are zero, so that nothing is divided by it."""
+    value = float(np.float32(scale))
+    if value == 0:
+        return 1.0
+    return max(value, TINY)

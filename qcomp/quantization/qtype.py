@@ -1,0 +1,78 @@
+"""The type of a quantized tensor's elements: how many bits, signed or not, and the container ONNX keeps it in."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcomp.errors import OptionError
+
+MIN_BITS, MAX_BITS = 2, 16
+
+
+@dataclass(frozen=True)
+class QType:
+    """Integers of ``bits`` bits in the range ``[qmin, qmax]``.
+
+    A signed type leaves out its most negative value where it is ``narrow``, as weights do, so that the range is
+    symmetric: int8 weights lie in [-127, 127]. Types below 8 bits may be kept in an 8-bit container: the range
+    shrinks, the container stays.
+    """
+
+    bits: int
+    signed: bool
+    narrow: bool = False
+
+    @property
+    def qmin(self) -> int:
+        """The least integer."""
+        return -(1 << (self.bits - 1)) + int(self.narrow) if self.signed else 0
+
+    @property
+    def qmax(self) -> int:
+        """The greatest integer."""
+        return (1 << (self.bits - int(self.signed))) - 1
+
+    @property
+    def levels(self) -> int:
+        """How many steps lie between the least and the greatest integer."""
+        return self.qmax - self.qmin
+
+    @property
+    def container(self) -> np.dtype[np.generic]:
+        """The NumPy type that holds the integers: int8, uint8, int16 or uint16."""
+        return np.dtype(f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}")
+
+    @property
+    def fills_container(self) -> bool:
+        """Whether saturation to the container is saturation to the type's range."""
+        info = np.iinfo(self.container)
+        return (self.qmin, self.qmax) == (info.min, info.max)
+
+    def as_weight(self) -> QType:
+        """The symmetric form, for weights."""
+        return QType(self.bits, self.signed, narrow=self.signed)
+
+    def __str__(self) -> str:
+        return f"{'' if self.signed else 'u'}int{self.bits}"
+
+
+NAMES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (*range(MIN_BITS, 9), 16))
+
+
+def parse(name: str, option: str) -> QType:
+    """A type from its name, ``int2`` .. ``int8``, ``int16`` and their unsigned forms.
+
+    Raises:
+        OptionError: unknown name.
+    """
+    if name not in NAMES:
+        near = difflib.get_close_matches(name, NAMES, 1)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        raise OptionError(f"unknown type {name!r}", where=option, hint=f"{guess}known: {', '.join(NAMES)}")
+    match = re.fullmatch(r"(u?)int(\d+)", name)
+    assert match is not None
+    return QType(int(match[2]), signed=not match[1])
