@@ -81,16 +81,12 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     if not proto.opset_import or not proto.graph.output:
-        raise ModelError(
-            "not an ONNX model: it has no outputs or no opset", where=where, hint="export it again"
-        )
+        raise ModelError("not an ONNX model: it has no outputs or no opset", where=where, hint="export it again")
     try:
         return ir.from_proto(proto)
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(
-            f"the ONNX graph is malformed: {reason}", where=where, hint="export it again"
-        ) from error
+        raise ModelError(f"the ONNX graph is malformed: {reason}", where=where, hint="export it again") from error
 
 
 def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
@@ -125,15 +121,9 @@ def _check_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
             hint="put them beside the model",
         )
     if not file.is_file():
-        raise ModelError(
-            f"the file of weights {str(tensor.location)!r} is missing", where=where, hint="copy it there"
-        )
+        raise ModelError(f"the file of weights {str(tensor.location)!r} is missing", where=where, hint="copy it there")
     offset, needed = tensor.offset or 0, tensor.nbytes
-    if (
-        offset < 0
-        or (tensor.length is not None and tensor.length != needed)
-        or file.stat().st_size < offset + needed
-    ):
+    if offset < 0 or (tensor.length is not None and tensor.length != needed) or file.stat().st_size < offset + needed:
         raise ModelError(
             f"the file of weights {str(tensor.location)!r} is too short for {name!r}, or its length is wrong",
             where=where,
@@ -153,9 +143,7 @@ def prepare(model: ir.Model) -> ir.Model:
     try:
         graph.infer_shapes(model)
     except Exception as error:
-        raise ModelError(
-            f"onnx cannot infer its shapes: {_first_line(error)}", hint="check it with onnx"
-        ) from error
+        raise ModelError(f"onnx cannot infer its shapes: {_first_line(error)}", hint="check it with onnx") from error
     return model
 
 
@@ -232,6 +220,18 @@ def _check_floatable(model: ir.Model) -> None:
             )
 
 
+def weight_bytes(model: ir.Model) -> int:
+    """The size of every tensor of the model, loaded or not."""
+    return sum(tensor.nbytes for tensor in _tensors(model))
+
+
+def load_external(model: ir.Model) -> None:
+    """Map the weights that lie in other files into memory, so that the model stands alone."""
+    for value in graph.all_values(model.graph):
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.Tensor(value.const_value.numpy(), name=value.name)
+
+
 def save(model: ir.Model, out: str | os.PathLike[str]) -> list[Path]:
     """Write the model; weights above 1 GB in all go to ``<out>.data`` beside it. Nothing half-written stays.
 
@@ -243,11 +243,11 @@ def save(model: ir.Model, out: str | os.PathLike[str]) -> list[Path]:
     """
     path = Path(out)
     check_writable(path)
-    size = sum(t.nbytes for t in _tensors(model))
-    data = path.with_name(path.name + ".data") if size > EXTERNAL_BYTES else None
+    data = path.with_name(path.name + ".data") if weight_bytes(model) > EXTERNAL_BYTES else None
     scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if data is None:
+            load_external(model)
             ir.save(model, scratch)
             os.replace(scratch, path)
             return [path]

@@ -143,7 +143,11 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def initializer(graph: ir.Graph, names: Names, name: str, array: Array | ir.TensorProtocol) -> ir.Value:
     """Register a new initializer under a free name (onnx_ir silently replaces one whose name is taken)."""
     unique = names.fresh(name)
-    tensor = ir.Tensor(np.ascontiguousarray(array), name=unique) if isinstance(array, np.ndarray) else array
+    tensor = (
+        ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
+        if isinstance(array, np.ndarray)
+        else array
+    )
     value = ir.Value(
         name=unique, const_value=tensor, shape=ir.Shape(tuple(tensor.shape)), type=ir.TensorType(tensor.dtype)
     )
@@ -157,6 +161,34 @@ def redirect(old: ir.Value, new: ir.Value, *, keep: Iterable[ir.Node] = ()) -> N
     for user, index in tuple(old.uses()):
         if id(user) not in kept:
             user.replace_input_with(index, new)
+
+
+def set_constant(node: ir.Node, index: int, array: Array, names: Names, role: str) -> None:
+    """Let an input of a node of the main graph read this array, and no other reader of the old one see it.
+
+    An initializer of the node's own keeps its name; a shared one, or none, gives way to a new one.
+
+    Args:
+        role: names a new initializer, behind the name of the node's output: ``"weight"``.
+    """
+    if index >= len(node.inputs):
+        node.resize_inputs(index + 1)
+    old = node.inputs[index]
+    if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
+        old.const_value = ir.Tensor(np.ascontiguousarray(array), name=old.name)
+        old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
+        return
+    wanted = str(old.name) if old is not None else f"{node.outputs[0].name}_{role}"
+    node.replace_input_with(index, initializer(main_graph(node), names, wanted, array))
+
+
+def detach(nodes: Iterable[ir.Node]) -> None:
+    """Let nodes that `remove` will take out read nothing more: uses tell the truth, unread initializers go."""
+    for node in nodes:
+        for index, value in enumerate(node.inputs):
+            node.replace_input_with(index, None)
+            if value is not None:
+                drop_unread(value)
 
 
 def take_over(old: ir.Value, new: ir.Value) -> None:
@@ -183,12 +215,7 @@ def remove(graph: ir.Graph, nodes: Iterable[ir.Node]) -> None:
 def drop_unread(value: ir.Value) -> None:
     """Remove an initializer of the main graph that nothing reads any more."""
     graph = value.graph
-    if (
-        value.is_initializer()
-        and isinstance(graph, ir.Graph)
-        and not value.uses()
-        and not value.is_graph_output()
-    ):
+    if value.is_initializer() and isinstance(graph, ir.Graph) and not value.uses() and not value.is_graph_output():
         graph.initializers.pop(str(value.name))
 
 
@@ -220,9 +247,7 @@ def _verify_graph(graph: ir.Graph, outer: set[int]) -> None:
     for node in graph:
         for read in node.inputs:
             if read is not None and id(read) not in known:
-                raise ModelError(
-                    f"reads {read.name!r}, which nothing before it defines", where=describe(node)
-                )
+                raise ModelError(f"reads {read.name!r}, which nothing before it defines", where=describe(node))
         for sub in subgraphs(node):
             _verify_graph(sub, known)
         for value in node.outputs:
@@ -239,11 +264,7 @@ def call_onnx(model: ir.Model, function: Callable[[onnx.ModelProto], onnx.ModelP
     Big initializers travel as graph inputs; the model itself is unchanged afterwards.
     """
     graph = model.graph
-    big = [
-        v
-        for v in graph.initializers.values()
-        if v.const_value is not None and v.const_value.nbytes > _SMALL_BYTES
-    ]
+    big = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > _SMALL_BYTES]
     as_inputs = [v for v in big if not v.is_graph_input()]
     tensors = [v.const_value for v in big]
     count = len(graph.inputs)
@@ -254,7 +275,8 @@ def call_onnx(model: ir.Model, function: Callable[[onnx.ModelProto], onnx.ModelP
     try:
         return function(ir.to_proto(model))
     finally:
-        del graph.inputs[count:]
+        while len(graph.inputs) > count:
+            graph.inputs.pop()  # `del inputs[count:]` would leave the values marked as inputs
         for value, tensor in zip(big, tensors, strict=True):
             value.const_value = tensor
             graph.register_initializer(value)

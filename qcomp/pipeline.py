@@ -70,6 +70,8 @@ class Hooks:
     outputs: Callable[[ir.Model], dict[str, Any]] | None = None
     """Runs sample inputs: turns on numerical verification (``--verify``)."""
     dump: Callable[[int, str, ir.Model], None] | None = None
+    start: int = 0
+    """How many passes ran before these, for the numbers of dumped files."""
 
 
 def preset(level: int) -> str:
@@ -135,16 +137,22 @@ def override(passes: Iterable[Pass], **options: Any) -> list[Pass]:
     return line
 
 
-def run(model: ir.Model, passes: Sequence[Pass], hooks: Hooks = Hooks()) -> Statistics:  # noqa: B008
+def run(
+    model: ir.Model,
+    passes: Sequence[Pass],
+    hooks: Hooks = Hooks(),  # noqa: B008 - frozen
+    stats: Statistics | None = None,
+) -> Statistics:
     """Run the passes in order, verifying the graph after each one.
 
-    Statistics are collected once: before the first pass that observes anything, for it and all later ones.
+    Statistics are collected once: before the first pass that observes anything, for it and all later ones. Those
+    that are given serve instead.
 
     Raises:
         PassError: a pass left an invalid graph, or moved the outputs further than its tolerance.
     """
-    stats = Statistics()
-    if hooks.dump:
+    stats = stats or Statistics()
+    if hooks.dump and hooks.start == 0:
         hooks.dump(0, "input", model)
     reference = hooks.outputs(model) if hooks.outputs else None
     for index, step in enumerate(passes):
@@ -163,7 +171,7 @@ def run(model: ir.Model, passes: Sequence[Pass], hooks: Hooks = Hooks()) -> Stat
             _hold_to_tolerance(step, reference or {}, now)
             reference = now
         if hooks.dump:
-            hooks.dump(index + 1, step.name(), model)
+            hooks.dump(hooks.start + index + 1, step.name(), model)
     return stats
 
 
@@ -178,9 +186,7 @@ def _verify(model: ir.Model, step: Pass) -> None:
     try:
         graph.verify(model)
     except QcompError as error:
-        raise PassError(
-            f"the pass {step} left an invalid graph: {error}", hint="this is a bug of the pass"
-        ) from error
+        raise PassError(f"the pass {step} left an invalid graph: {error}", hint="this is a bug of the pass") from error
 
 
 def _hold_to_tolerance(step: Pass, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -60,6 +60,14 @@ class Distribution:
         return DistributionState()
 
 
+class NotFiniteError(Exception):
+    """A value is NaN or infinite; ``sample`` is its row in the batch."""
+
+    def __init__(self, sample: int) -> None:
+        super().__init__(sample)
+        self.sample = sample
+
+
 class DistributionState:
     """The histogram of a value; counts a fixed subset of each sample's positions, chosen by a prime stride."""
 
@@ -70,14 +78,14 @@ class DistributionState:
         """Take in any float array whose first axis is the samples.
 
         Raises:
-            ValueError: a value is NaN or infinite; the message is the index of the sample.
+            NotFiniteError: a value is NaN or infinite.
         """
         rows = batch.reshape(batch.shape[0], -1) if batch.ndim else batch.reshape(1, 1)
         if not rows.size:
             return
         low, high = float(rows.min()), float(rows.max())
         if not np.isfinite([low, high]).all():
-            raise ValueError(str(int(np.argmin(np.isfinite(rows).all(axis=1)))))
+            raise NotFiniteError(int(np.argmin(np.isfinite(rows).all(axis=1))))
         self.histogram.update(rows[:, :: _stride(rows.shape[1])], low, high)
 
     def merge(self, other: DistributionState) -> None:
@@ -100,8 +108,7 @@ class PatchMean:
         kernel, strides, dilations: one entry a spatial axis.
         pads: begins, then ends, as in ONNX.
 
-    The state's ``mean`` is float64 ``(channels, *kernel)``. Without spatial axes it is the mean of each channel of a
-    ``(samples, channels)`` matrix. Since convolution is linear, the mean output is the weights times it, exactly.
+    The state's ``mean`` is float64 ``(channels, *kernel)``. Since convolution is linear, the mean output is the weights times it, exactly.
     """
 
     kernel: tuple[int, ...]
@@ -218,8 +225,8 @@ class Statistics:
             state = self.states.setdefault(observation.key, observation.kind.start())
             try:
                 state.update(array)
-            except ValueError as error:
-                raise _not_finite(observation.value, self.samples, error) from error
+            except NotFiniteError as error:
+                raise _not_finite(observation.value, self.samples + error.sample) from error
         self.samples += samples
 
 
@@ -228,9 +235,7 @@ def _not_finite(value: ir.Value, before: int, error: ValueError) -> CalibrationE
     where = f"{node.op_type} {node.name!r}" if node is not None else f"input {value.name!r}"
     index = str(error)
     return CalibrationError(
-        f"its value {value.name!r} is NaN or infinite for sample {before + int(index)}"
-        if index.isdigit()
-        else index,
+        f"its value {value.name!r} is NaN or infinite for sample {before + int(index)}" if index.isdigit() else index,
         where=where,
         hint="check that sample, or keep the operator in float with --keep",
     )

@@ -46,13 +46,9 @@ class QParams:
         if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"C1: every scale is finite and greater than zero, not {self.scale!r}")
         if (self.zero_point < self.qtype.qmin).any() or (self.zero_point > self.qtype.qmax).any():
-            raise ValueError(
-                f"C2: every zero point lies in the range of {self.qtype}, not {self.zero_point!r}"
-            )
+            raise ValueError(f"C2: every zero point lies in the range of {self.qtype}, not {self.zero_point!r}")
         if self.scale.shape != self.zero_point.shape or self.scale.ndim != int(self.axis is not None):
-            raise ValueError(
-                f"C3: scale {self.scale.shape} and zero point {self.zero_point.shape}, axis {self.axis}"
-            )
+            raise ValueError(f"C3: scale {self.scale.shape} and zero point {self.zero_point.shape}, axis {self.axis}")
 
     @classmethod
     def asymmetric(cls, low: float, high: float, qtype: QType) -> QParams:
@@ -64,7 +60,7 @@ class QParams:
         scale = _usable((high - low) / qtype.levels)
         zero_point = int(np.clip(2 * np.rint((qtype.qmin - low / scale) / 2), qtype.qmin, qtype.qmax))
         scale = _usable(max(high / max(qtype.qmax - zero_point, 1), -low / max(zero_point - qtype.qmin, 1)))
-        return cls(qtype, np.float32(scale).reshape(()), np.asarray(zero_point, qtype.container))
+        return cls(qtype, np.asarray(scale, np.float32), np.asarray(zero_point, qtype.container))
 
     @classmethod
     def symmetric(cls, largest: FloatArray, qtype: QType, axis: int | None = None) -> QParams:

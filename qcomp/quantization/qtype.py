@@ -60,6 +60,18 @@ class QType:
         return f"{'' if self.signed else 'u'}int{self.bits}"
 
 
+def parse_weight(name: str, option: str) -> QType:
+    """A type for weights: signed, symmetric, at most 8 bits.
+
+    Raises:
+        OptionError: unknown name, or not such a type.
+    """
+    found = parse(name, option)
+    if not found.signed or found.bits > 8:
+        raise OptionError(f"weights cannot be {name}", where=option, hint="known: int2 to int8")
+    return found.as_weight()
+
+
 NAMES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (*range(MIN_BITS, 9), 16))
 
 

@@ -61,9 +61,7 @@ def entropy(histogram: Histogram, qtype: QType) -> Range:
     histogram has at least eight bins a level at 8 bits, without which there would be nothing to search.
     """
     low, high = minmax(histogram, qtype)
-    divergences = [
-        _divergence(histogram, fraction * low, fraction * high, qtype.levels + 1) for fraction in CANDIDATES
-    ]
+    divergences = [_divergence(histogram, fraction * low, fraction * high, qtype.levels + 1) for fraction in CANDIDATES]
     best = CANDIDATES[int(np.argmin(divergences))]
     return float(best * low), float(best * high)
 

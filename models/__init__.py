@@ -1,0 +1,1 @@
+"""Reference models: builders, export from PyTorch, and the small trained ones of the demo."""

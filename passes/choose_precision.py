@@ -1,0 +1,271 @@
+"""Choose which operators run in integers: those that may, and of them those that pay.
+
+An operator with no integer form, of a shape that no integer kernel takes, matched by ``keep``, or that adds a mask so
+large that every other value would become one integer, stays in float. Of the others, integers are chosen where the
+whole graph becomes fastest: each operator costs what `qcomp.costs` says in float and in integers, each edge between
+the two a conversion, and the least sum is a minimum cut (Picard & Queyranne 1980 give the construction).
+
+The reason for float is noted in the node's metadata under ``qcomp.float``, where insert-qdq and the summary read it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import networkx as nx
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import costs, graph, operators
+from qcomp.calibration.observers import Distribution, Observation, Statistics
+from qcomp.operators import Role
+from qcomp.pipeline import Pass
+from qcomp.qdq import FLOAT_REASON, why_float
+
+logger = logging.getLogger(__name__)
+
+MASK = 1e4
+"""A constant of this magnitude or more marks what is computed from it as a mask."""
+LEVELS = 255
+_FLOAT, _INTEGER = "float", "integer"
+_CARRIES_MASK = frozenset({"Mul", "Where", "Sub", "Add", "Expand", "Unsqueeze", "Reshape", "Cast", "Slice", "Concat"})
+
+
+@dataclass(frozen=True)
+class ChoosePrecision(Pass):
+    """Note on every operator that should stay in float why it should.
+
+    Args:
+        keep: patterns of operator names, types or outputs that stay in float, as in ``keep=head/*|Softmax``.
+        by: ``cost`` chooses what makes the graph fastest; ``all`` takes every operator with an integer form.
+    """
+
+    keep: tuple[str, ...] = ()
+    by: Literal["cost", "all"] = "cost"
+    tolerance: ClassVar[float | None] = 0.0
+
+    def observe(self, model: ir.Model) -> Iterable[Observation]:
+        return [Observation(value, Distribution()) for value in operators.observable(model)]
+
+    def run(self, model: ir.Model, stats: Statistics) -> bool:
+        if any(graph.is_op(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph):
+            return False
+        reasons = _impossible(model, self.keep, stats)
+        if self.by == "cost":
+            reasons.update(_unprofitable(model, reasons))
+        changed = False
+        for node, reason in reasons.items():
+            changed |= why_float(node) != reason
+            node.metadata_props[FLOAT_REASON] = reason
+            logger.info("%s: stays in float: %s", graph.describe(node), reason)
+        return changed
+
+
+def _impossible(model: ir.Model, keep: tuple[str, ...], stats: Statistics) -> dict[ir.Node, str]:
+    reasons: dict[ir.Node, str] = {}
+    masks = _masks(model)
+    for node in model.graph:
+        reason = _kept(node, keep) or why_float(node) or _no_form(node) or _crushed(node, masks, stats, reasons)
+        if reason is not None and _computes_floats(node):
+            reasons[node] = reason
+            reasons.setdefault(_unit(node), reason)
+    units = {node: _unit(node) for node in model.graph if operators.find(node) is not None and node not in reasons}
+    reasons.update({node: reasons[unit] for node, unit in units.items() if unit in reasons})
+    return reasons
+
+
+def _computes_floats(node: ir.Node) -> bool:
+    return any(v.dtype in (ir.DataType.FLOAT, None) for v in node.outputs) or any(True for _ in graph.subgraphs(node))
+
+
+def _kept(node: ir.Node, keep: tuple[str, ...]) -> str | None:
+    names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
+    pattern = next((p for p in keep if any(fnmatch.fnmatchcase(name, p) for name in names)), None)
+    return None if pattern is None else f"kept by {pattern!r}"
+
+
+def _no_form(node: ir.Node) -> str | None:
+    """Why the operator as it stands has no integer form; None where it has one."""
+    if any(True for _ in graph.subgraphs(node)):
+        return "its body is a subgraph, which stays in float"
+    row = operators.find(node)
+    if row is None:
+        return f"{node.op_type} has no integer form"
+    if not all(graph.is_float(v) for _, v in operators.activations(node)):
+        return "its inputs are not known to be float32"
+    if row.role is Role.LINEAR:
+        return _linear_reason(node)
+    if row.role is Role.CLAMP and operators.clamp_bounds(node) is None:
+        return "its bounds are not constant"
+    if node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") != "nearest":
+        return "Resize interpolates"
+    if row.role is Role.ON_INTEGERS and _pads_something(node):
+        return "it pads with a value that is not 0"
+    return None
+
+
+def _linear_reason(node: ir.Node) -> str | None:
+    if operators.weight_of(node) is None and node.op_type != "MatMul":
+        return "its weight is not constant"
+    bias = operators.bias_of(node)
+    if bias is not None and graph.rank(bias) != 1:
+        return "its bias is not a constant vector"
+    if bias is not None and graph.constant_tensor(bias) is None:
+        return "its bias is not constant"
+    if node.op_type != "Gemm":
+        return None
+    factors = (graph.attribute(node, "alpha", 1.0), graph.attribute(node, "beta", 1.0))
+    if graph.attribute(node, "transA", 0) or factors != (1.0, 1.0):
+        return "Gemm transposes its input or scales its result"
+    return None
+
+
+def _pads_something(node: ir.Node) -> bool:
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    return value is not None and graph.scalar(value) != 0.0
+
+
+def _masks(model: ir.Model) -> set[int]:
+    """The values computed from a constant of enormous magnitude: attention masks and their like."""
+    found: set[int] = set()
+    for node in model.graph:
+        if node.op_type in _CARRIES_MASK and any(id(v) in found or _enormous(v) for v in node.inputs):
+            found.update(id(v) for v in node.outputs if graph.is_float(v))
+    return found
+
+
+def _enormous(value: ir.Value | None) -> bool:
+    tensor = graph.constant_tensor(value)
+    if value is None or not graph.is_float(value) or tensor is None or tensor.size > 1 << 16:
+        return False
+    return bool((np.abs(tensor.numpy()) >= MASK).any())
+
+
+def _crushed(node: ir.Node, masks: set[int], stats: Statistics, reasons: dict[ir.Node, str]) -> str | None:
+    """A mask, or an operand so large that one step of the sum is wider than the whole other operand."""
+    inputs = [v for _, v in operators.activations(node)]
+    if any(id(v) in masks for v in [*inputs, *node.outputs]):
+        return "it handles a mask so large that every other value would become one integer"
+    if not graph.is_op(node, "Add") or len(inputs) < 2:
+        return None
+    spans = [span for value in inputs if (span := _span(value, stats)) is not None]
+    if len(spans) == 2 and 0 < min(spans) < max(spans) / LEVELS:
+        return "one operand is smaller than one quantization step of the other"
+    return None
+
+
+def _span(value: ir.Value, stats: Statistics) -> float | None:
+    array = graph.constant(value)
+    if array is not None and array.size:
+        return float(array.max()) - float(array.min()) or abs(float(array.max()))
+    histogram = stats.histogram(value)
+    return None if histogram is None or histogram.exponent is None else histogram.high - histogram.low
+
+
+def _unprofitable(model: ir.Model, impossible: dict[ir.Node, str]) -> dict[ir.Node, str]:
+    """The operators that the minimum cut leaves in float, with the reason."""
+    candidates = [n for n in model.graph if n not in impossible and operators.find(n) is not None]
+    if not candidates:
+        return {}
+    network = _network(candidates, set(impossible))
+    cut, (float_side, _) = nx.minimum_cut(network, _FLOAT, _INTEGER, flow_func=nx.algorithms.flow.boykov_kolmogorov)
+    logger.debug("minimum cut of %d operators: %.0f ns", len(candidates), cut)
+    return {node: _reason(node) for node in candidates if id(_unit(node)) in float_side}
+
+
+def _reason(node: ir.Node) -> str:
+    if not costs.has_kernel(node):
+        return f"ONNX Runtime has no integer kernel for {node.op_type}"
+    return "integers would be no faster here: the conversions around it cost more than they gain"
+
+
+def _network(candidates: list[ir.Node], impossible: set[ir.Node]) -> nx.DiGraph:
+    """The flow network: source side float, sink side integer."""
+    network = nx.DiGraph()
+    network.add_node(_FLOAT)
+    network.add_node(_INTEGER)
+    inside = {id(n) for n in candidates}
+    for node in candidates:
+        cost = costs.of(node)
+        gain = cost.real - (cost.integer if costs.has_kernel(node) else cost.real + 1e9)
+        if gain > 0:
+            _add(network, id(_unit(node)), _INTEGER, gain)
+        else:
+            _add(network, _FLOAT, id(_unit(node)), -gain)
+    for value in _edges(candidates):
+        _add_conversions(network, value, inside)
+    return network
+
+
+def _unit(node: ir.Node) -> ir.Node:
+    """The node that decides for this one: a MatMul for the Add of its bias, what a clamp bounds for the clamp."""
+    for value in node.inputs[:2] if graph.is_op(node, "Add", "Relu", "Clip") else ():
+        producer = value.producer() if value is not None else None
+        if producer is None:
+            continue
+        if operators.bias_add(producer) is node:
+            return producer
+        if not graph.is_op(node, "Add") and graph.only_user(producer.outputs[0]) is node and _computes(producer):
+            return _unit(producer)
+    return node
+
+
+def _computes(node: ir.Node) -> bool:
+    row = operators.find(node)
+    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC)
+
+
+def _edges(candidates: list[ir.Node]) -> Iterator[ir.Value]:
+    seen: set[int] = set()
+    for node in candidates:
+        for value in [*(v for _, v in operators.activations(node)), *node.outputs]:
+            if id(value) not in seen and graph.is_float(value) and graph.constant_tensor(value) is None:
+                seen.add(id(value))
+                yield value
+
+
+def _add_conversions(network: nx.DiGraph, value: ir.Value, inside: set[int]) -> None:
+    """A DequantizeLinear where an integer producer meets a float reader, a QuantizeLinear the other way round."""
+    producer = value.producer()
+    made_by = id(_unit(producer)) if producer is not None and id(producer) in inside else _FLOAT
+    readers = {id(_unit(user)) if id(user) in inside else _FLOAT for user, _ in value.uses()}
+    if value.is_graph_output():
+        readers.add(_FLOAT)
+    readers.discard(made_by)
+    if not readers:
+        return
+    price = costs.convert(value)
+    if made_by != _FLOAT and not _leaves_float(producer):
+        meeting = ("dequantize", id(value))
+        _add(network, meeting, made_by, price)
+        for reader in readers:
+            _add(network, reader, meeting, float("inf"))
+    meeting = ("quantize", id(value))
+    _add(network, made_by, meeting, price)
+    for reader in readers - {_FLOAT}:
+        _add(network, meeting, reader, float("inf"))
+
+
+def _leaves_float(node: ir.Node | None) -> bool:
+    """Whether the fused integer kernel can give its result in float at no cost."""
+    row = None if node is None else operators.find(_unit(node))
+    return row is not None and row.float_output
+
+
+def _add(network: nx.DiGraph, start: object, end: object, capacity: float) -> None:
+    """An edge, added to one that is there; an infinite capacity is left out, as networkx has it.
+
+    Capacities are whole picoseconds: networkx compares flows for equality, which floats do not stand.
+    """
+    if start == end or capacity <= 0:
+        return
+    if capacity == float("inf"):
+        network.add_edge(start, end)
+    elif not network.has_edge(start, end):
+        network.add_edge(start, end, capacity=round(1e3 * capacity))
+    elif "capacity" in network[start][end]:
+        network[start][end]["capacity"] += round(1e3 * capacity)

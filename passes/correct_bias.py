@@ -1,0 +1,137 @@
+"""Correct the shift of a layer's mean output that rounding its weights has caused.
+
+Rounding changes the mean of an output channel by ``(Wq - W) E[x]``. The bias takes it back: with ``E[y]`` the mean
+output of the float layer and ``E[x]`` the mean input of every weight, both from the statistics,
+``b = E[y] - Wq E[x]``, exactly, padding included, since a linear layer's mean output is linear in its mean input.
+
+Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", arXiv:1906.04721,
+section 4.2, in its empirical form; also Banner et al. 2019, arXiv:1810.05723.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import graph, operators, qdq
+from qcomp.calibration.observers import ChannelMean, Observation, PatchMean, Statistics
+from qcomp.graph import Array
+from qcomp.linear_qdq import BIAS_LIMIT
+from qcomp.pipeline import Pass
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CorrectBias(Pass):
+    """Choose each bias so that the mean output equals that of the float layer."""
+
+    tolerance: ClassVar[float | None] = None
+
+    def observe(self, model: ir.Model) -> Iterable[Observation]:
+        for node in model.graph:
+            patch, bias = _patch(node), _bias_value(node)
+            if patch is not None and bias is not None and node.inputs[0] is not None:
+                yield Observation(node.inputs[0], patch)
+                yield Observation(_last(node).outputs[0], ChannelMean(1 if node.op_type == "Conv" else -1))
+
+    def run(self, model: ir.Model, stats: Statistics) -> bool:
+        return any([self._correct(node, stats) for node in model.graph])
+
+    def _correct(self, node: ir.Node, stats: Statistics) -> bool:
+        patch = _patch(node)
+        weight, bias = qdq.read(node.inputs[1] if patch is not None else None), _bias_value(node)
+        found = qdq.read(bias)
+        if patch is None or weight is None or found is None or node.inputs[0] is None:
+            return False
+        axis = 1 if node.op_type == "Conv" else -1
+        mean_in = stats.find(qdq.float_name(node.inputs[0]), patch)
+        out = str(_last(node).outputs[0].name)
+        mean_out = stats.find(out, ChannelMean(axis)) or stats.find(out.removesuffix(qdq.RAW), ChannelMean(axis))
+        if mean_in is None or mean_out is None:
+            logger.info("%s: not corrected: no statistics", graph.describe(node))
+            return False
+        wanted = mean_out.mean - _mean_product(node, _dequantized(weight), mean_in.mean)
+        return _write(found, wanted)
+
+
+def _last(node: ir.Node) -> ir.Node:
+    return operators.bias_add(node) or _dequantized_bias_add(node) or node
+
+
+def _dequantized_bias_add(node: ir.Node) -> ir.Node | None:
+    """The Add of a MatMul's bias once both are quantized."""
+    if not graph.is_op(node, "MatMul") or qdq.read(node.inputs[1]) is None:
+        return None
+    user = graph.only_user(node.outputs[0])
+    if user is None or not graph.is_op(user, "Add"):
+        return None
+    found = qdq.read(next(v for v in user.inputs if v is not node.outputs[0]))
+    return user if found is not None and found.source.dtype == ir.DataType.INT32 else None
+
+
+def _bias_value(node: ir.Node) -> ir.Value | None:
+    last = _last(node)
+    if last is not node:
+        return next(v for v in last.inputs if v is not node.outputs[0])
+    return operators.bias_of(node)
+
+
+def _patch(node: ir.Node) -> PatchMean | ChannelMean | None:
+    """The statistic of a layer's input; None where the layer is not one this pass corrects."""
+    if len(node.inputs) < 2 or node.inputs[0] is None:
+        return None
+    shape = graph.static_shape(node.inputs[1])
+    if shape is None or None in shape:
+        return None
+    if graph.is_op(node, "MatMul", "Gemm"):
+        return ChannelMean(-1) if len(shape) == 2 else None
+    if not graph.is_op(node, "Conv") or graph.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    kernel = tuple(d for d in shape[2:] if d is not None)
+    ones = (1,) * len(kernel)
+    return PatchMean(
+        kernel,
+        tuple(graph.attribute(node, "strides", ones)),
+        tuple(graph.attribute(node, "pads", (0,) * 2 * len(kernel))),
+        tuple(graph.attribute(node, "dilations", ones)),
+    )
+
+
+def _dequantized(found: qdq.Reader) -> Array:
+    """The weight as the quantized layer sees it, float64."""
+    integers = graph.constant(found.source)
+    assert integers is not None
+    shape = [1] * integers.ndim
+    if found.axis is not None:
+        shape[found.axis] = -1
+    return integers.astype(np.float64) * found.scale.astype(np.float64).reshape(shape)
+
+
+def _mean_product(node: ir.Node, weight: Array, mean: Array) -> Array:
+    """The mean of each output channel without bias, float64 ``(channels,)``."""
+    if graph.is_op(node, "MatMul", "Gemm"):
+        matrix = weight.T if graph.attribute(node, "transB", 0) else weight
+        product: Array = mean @ matrix
+        return product
+    group = graph.attribute(node, "group", 1)
+    inputs = mean.reshape(group, -1)
+    rows = weight.reshape(group, weight.shape[0] // group, -1)
+    grouped: Array = np.einsum("goi,gi->go", rows, inputs).ravel()
+    return grouped
+
+
+def _write(found: qdq.Reader, wanted: Array) -> bool:
+    """Round the bias to the accumulator's grid; say whether that changed it."""
+    old = graph.constant(found.source)
+    scale = found.scale.astype(np.float64)
+    new = np.clip(np.rint(wanted / scale), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+    if old is None or np.array_equal(old, new):
+        return False
+    found.source.const_value = ir.Tensor(new, name=found.source.name)
+    return True

@@ -1,0 +1,229 @@
+"""Insert QuantizeLinear/DequantizeLinear pairs where integer kernels fuse them.
+
+Every operator without a reason to stay in float gets its activations, weight and bias quantized:
+
+- activations asymmetric per tensor, one scale for each group of values that must share one;
+- weights symmetric per output channel, kept in float behind their QuantizeLinear until a later pass rounds them;
+- biases as int32 with the scale ``x_scale * w_scale``, which must hold them: where it is too fine (dead channels),
+  that channel's weight scale grows;
+- a Relu or Clip that only bounds what an operator computes is absorbed by the quantized range;
+- Pad, and a Relu or Clip whose input others read too, stand on the integers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import onnx_ir as ir
+
+from qcomp import graph, operators, qdq, scale_groups
+from qcomp.calibration.observers import Distribution, Observation, Statistics
+from qcomp.linear_qdq import LinearWriter
+from qcomp.operators import Role
+from qcomp.pipeline import Pass
+from qcomp.quantization import qtype
+from qcomp.quantization.qparams import QParams
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class InsertQdq(Pass):
+    """Insert Q/DQ pairs around every operator that runs in integers.
+
+    Args:
+        weights: the type of weights, ``int2`` to ``int8``.
+        activations: the type of activations, ``uint4`` .. ``uint8``, ``int8``, ``uint16`` ..., or ``none`` for
+            weights only.
+        ranges: how ranges are found: minmax, percentile, mse or entropy.
+        weight_ranges: ``mse`` searches each channel's range, ``minmax`` takes its largest weight; ``auto`` searches
+            below 8 bits.
+        per_channel: a scale for each output channel of a weight; else one for the tensor.
+    """
+
+    weights: str = "int8"
+    activations: str | None = "uint8"
+    ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    weight_ranges: Literal["auto", "minmax", "mse"] = "auto"
+    per_channel: bool = True
+    tolerance: ClassVar[float | None] = None
+
+    def observe(self, model: ir.Model) -> Iterable[Observation]:
+        if self.activations is None:
+            return []
+        return [Observation(value, Distribution()) for value in operators.observable(model)]
+
+    def run(self, model: ir.Model, stats: Statistics) -> bool:
+        if any(graph.is_op(n, "QuantizeLinear", "DequantizeLinear") for n in model.graph):
+            return False
+        weight_type = qtype.parse_weight(self.weights, "insert-qdq{weights}")
+        search = self.weight_ranges == "mse" or (self.weight_ranges == "auto" and weight_type.bits < 8)
+        writer = qdq.Writer(model.graph)
+        linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel)
+        nodes = [n for n in model.graph if operators.find(n) is not None and qdq.why_float(n) is None]
+        if self.activations is None:
+            return linear.weights_only(nodes)
+        activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
+        finder = scale_groups.Ranges(stats, self.ranges, activation_type)
+        _Insertion(model.graph, nodes, writer, linear).run(finder)
+        return bool(nodes)
+
+
+class _Insertion:
+    """One run of the pass: which values are quantized, with what scale, and the edits."""
+
+    def __init__(self, target: ir.Graph, nodes: list[ir.Node], writer: qdq.Writer, linear: LinearWriter) -> None:
+        self.graph, self.nodes, self.writer, self.linear = target, nodes, writer, linear
+        self.inside = {id(n) for n in nodes}
+        self.absorbed = {id(clamp): node for node in nodes if (clamp := self._absorbs(node)) is not None}
+        self.bias_adds = {id(add): node for node in nodes if (add := operators.bias_add(node)) is not None}
+        self.scales: dict[int, qdq.Scale] = {}
+        self.integers: dict[int, ir.Value] = {}
+        """The quantized tensor of each value, by the value's id."""
+
+    def run(self, finder: scale_groups.Ranges) -> None:
+        values = self._quantized_values()
+        compute = [n for n in self.nodes if id(n) not in self.bias_adds and id(n) not in self.absorbed]
+        params = scale_groups.assign(values, compute, finder)
+        shared: dict[int, qdq.Scale] = {}
+        for value in values:
+            found, first = params[id(value)]
+            if id(found) not in shared:
+                shared[id(found)] = self.writer.scale(found, str(first.name))
+            self.scales[id(value)] = shared[id(found)]
+        made = {id(v) for n in self.nodes for v in n.outputs}
+        for value in [v for v in values if id(v) not in made]:
+            self._insert(value, value)
+        for node in self.nodes:
+            self._rewrite(node)
+        graph.remove(self.graph, [n for n in self.nodes if id(n) in self.absorbed and id(n.outputs[0]) in self.scales])
+
+    def _absorbs(self, node: ir.Node) -> ir.Node | None:
+        """The clamp that the node's quantized output range may absorb."""
+        last = self._last(node)
+        row = operators.find(node)
+        if row is None or row.role not in (Role.LINEAR, Role.ARITHMETIC):
+            return None
+        user = graph.only_user(last.outputs[0])
+        if user is None or id(user) not in self.inside or not graph.is_op(user, "Relu", "Clip"):
+            return None
+        return user if user.inputs[0] is last.outputs[0] else None
+
+    def _last(self, node: ir.Node) -> ir.Node:
+        """The node itself, or the Add of its bias."""
+        add = operators.bias_add(node)
+        return add if add is not None and id(add) in self.inside else node
+
+    def _result(self, node: ir.Node) -> ir.Value:
+        """The value that stands for the output of a computing node: that of its absorbed clamp, if it has one."""
+        last = self._last(node)
+        clamp = self._absorbs(node)
+        return (clamp or last).outputs[0]
+
+    def _quantized_values(self) -> list[ir.Value]:
+        found: dict[int, ir.Value] = {}
+        for node in self.nodes:
+            if id(node) not in self.absorbed and id(node) not in self.bias_adds:
+                found.update((id(v), v) for _, v in operators.activations(node))
+        for node in self.nodes:
+            if id(node) in self.absorbed or id(node) in self.bias_adds:
+                continue
+            row = operators.find(node)
+            outs = [self._result(node)] if len(node.outputs) == 1 else list(node.outputs)
+            for out in outs:
+                if graph.is_float(out) and not (row and row.float_output and not out.is_graph_output()):
+                    found[id(out)] = out
+        return [v for v in found.values() if v.uses() or v.is_graph_output()]
+
+    def _rewrite(self, node: ir.Node) -> None:
+        if id(node) in self.absorbed or id(node) in self.bias_adds:
+            return
+        row = operators.find(node)
+        assert row is not None
+        if row.role in (Role.CLAMP, Role.ON_INTEGERS):
+            self._move_onto_integers(node)
+            return
+        if row.role is Role.LINEAR:
+            self.linear.quantize(node, self._last(node))
+        if len(node.outputs) > 1:
+            for out in node.outputs:
+                if id(out) in self.scales:
+                    self._insert(out, out)
+        elif id(self._result(node)) in self.scales:
+            self._insert(self._last(node).outputs[0], self._result(node))
+
+    def _insert(self, raw: ir.Value, value: ir.Value) -> None:
+        """Quantize ``raw`` and let its dequantized form stand for ``value`` (what an absorbed clamp computes)."""
+        scale, name = self.scales[id(value)], str(value.name)
+        users = tuple(value.uses())
+        integers = self.writer.quantize(raw, scale, name)
+        bounds = self._needed_bounds(raw, value, scale.params)
+        if bounds is not None:
+            integers = self.writer.clip(integers, *bounds, scale, name)
+        self._stand_for(value, integers, users)
+
+    def _stand_for(self, value: ir.Value, integers: ir.Value, users: Iterable[tuple[ir.Node, int]]) -> None:
+        """Let every integer reader of a value, and where an integer node makes it every reader, read its DQ."""
+        scale, name = self.scales[id(value)], str(value.name)
+        self.integers[id(value)] = integers
+        dequantized = self.writer.dequantize(integers, scale, name)
+        producer = value.producer()
+        everybody = producer is not None and id(producer) in self.inside
+        for user, index in users:
+            if graph.is_op(user, "Shape") and everybody:
+                user.replace_input_with(index, integers)
+            elif everybody or (id(user) in self.inside and (index, value) in operators.activations(user)):
+                user.replace_input_with(index, dequantized)
+        self.integers[id(dequantized)] = integers
+        if value.is_graph_output() and everybody:
+            self._become_output(value, dequantized)
+
+    def _become_output(self, value: ir.Value, dequantized: ir.Value) -> None:
+        name = value.name
+        value.name = self.writer.names.fresh(f"{name}{qdq.RAW}")
+        dequantized.name = name
+        for index, output in enumerate(self.graph.outputs):
+            if output is value:
+                self.graph.outputs[index] = dequantized
+
+    def _needed_bounds(self, raw: ir.Value, value: ir.Value, params: QParams) -> tuple[int, int] | None:
+        """The integer bounds that saturation alone does not imply: of a narrow type, or of an absorbed clamp."""
+        kind = params.qtype
+        low, high = kind.qmin, kind.qmax
+        clamp = value.producer() if value is not raw else None
+        if clamp is not None:
+            bounds = operators.clamp_bounds(clamp)
+            assert bounds is not None
+            low, high = self._integer_bounds(params, bounds)
+        return None if kind.fills_container and (low, high) == (kind.qmin, kind.qmax) else (low, high)
+
+    def _integer_bounds(self, params: QParams, bounds: tuple[float, float]) -> tuple[int, int]:
+        """Real bounds as integers; one that lies within half a step of the type's end is that end."""
+        steps = [round(max(min(b / float(params.scale), 1e9), -1e9)) + int(params.zero_point) for b in bounds]
+        return max(steps[0], params.qtype.qmin), min(steps[1], params.qtype.qmax)
+
+    def _move_onto_integers(self, node: ir.Node) -> None:
+        """Pad, or a Relu or Clip: the node reads and gives the integers themselves."""
+        value, out = node.inputs[0], node.outputs[0]
+        assert value is not None
+        scale = self.scales[id(out)]
+        zero = scale.zero_point
+        users = tuple(out.uses())
+        if graph.is_op(node, "Pad"):
+            axes = node.inputs[3] if len(node.inputs) > 3 else None
+            inputs = [self.integers[id(value)], node.inputs[1], zero, axes]
+            new = ir.node("Pad", inputs, node.attributes, name=node.name)
+            integers = new.outputs[0]
+            integers.name = self.writer.names.fresh(f"{out.name}{graph.QUANTIZED}")
+            integers.shape, integers.type = out.shape, ir.TensorType(zero.dtype or ir.DataType.UINT8)
+            self.graph.insert_after(node, new)
+        else:
+            bounds = operators.clamp_bounds(node)
+            assert bounds is not None
+            low, high = self._integer_bounds(scale.params, bounds)
+            integers = self.writer.clip(self.integers[id(value)], low, high, scale, str(out.name))
+        self._stand_for(out, integers, users)
+        self.graph.remove(node, safe=True)

@@ -1,0 +1,195 @@
+"""compile(): load -> float rewrites -> calibrate -> quantize -> guard -> emit. The whole compiler in one function."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from qcomp import files, graph, guard, pipeline, runtime
+from qcomp.backend import Backend
+from qcomp.calibration.calibrator import Calibrator, Progress
+from qcomp.calibration.data import Preprocess, Samples, open_data
+from qcomp.calibration.observers import Observation, Statistics
+from qcomp.errors import DataError, OptionError
+from qcomp.pipeline import Hooks, Pass
+from qcomp.report.summary import Report, describe
+from qcomp.runtime import Array, Feeds
+
+Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
+DEFAULT_SAMPLES = 512
+DEFAULT_BATCH = 4
+
+
+@dataclass
+class Compiled:
+    """What `compile` gives back.
+
+    Args:
+        model: the quantized model, in memory.
+        files: what was written, the main file first; empty where no ``out`` was given.
+        report: what was quantized, what stayed in float and why, sizes, the output's error.
+    """
+
+    model: ir.Model
+    files: list[Path]
+    report: Report
+    _session: Any = None
+
+    def run(self, feeds: Feeds) -> dict[str, Array]:
+        """Run one batch in ONNX Runtime.
+
+        Args:
+            feeds: arrays by input name, the first axis the samples.
+
+        Returns:
+            Arrays by output name.
+        """
+        if self._session is None:
+            self._session = runtime.session(self.files[0] if self.files else self.model)
+        return runtime.run_batches(self._session, [feeds])
+
+
+def compile(  # noqa: A001 - the public name is qcomp.compile
+    model: Source,
+    data: Any = None,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    level: int = 1,
+    to: str = "onnxruntime",
+    weights: str | None = None,
+    activations: str | None = None,
+    keep: Sequence[str] = (),
+    passes: str | None = None,
+    samples: int | None = DEFAULT_SAMPLES,
+    batch: int | None = None,
+    threads: int = 1,
+    preprocess: Preprocess | None = None,
+    verify: bool = False,
+    dump: str | os.PathLike[str] | None = None,
+    guard_db: float | None = None,
+    progress: Progress | None = None,
+) -> Compiled:
+    """Quantize a float ONNX model.
+
+    Args:
+        model: a path, an ``onnx.ModelProto`` or an ``onnx_ir.Model``; it stays unchanged.
+        data: calibration samples: a path to ``.npz``, ``.npy``, a folder of them or of images, or an iterable of
+            dicts of arrays by input name, first axis the samples. None only where ``activations="none"``.
+        out: where to write; None writes nothing.
+        level: the line of passes, 0 to 3.
+        to: the backend with its options, as in ``"onnxruntime{form=qdq}"``.
+        weights, activations: types, as in ``"int8"``, ``"uint8"``; None for those of the line.
+        keep: patterns of operator names or types that stay in float.
+        passes: a line of passes instead of that of the level.
+        samples: how many samples to calibrate with at most; None for all.
+        batch: samples a run; None chooses.
+        threads: threads of ONNX Runtime while calibrating.
+        preprocess: how images become inputs.
+        verify: run sample inputs before and after every pass and hold it to its tolerance.
+        dump: a folder that receives the model after every pass.
+        guard_db: keep as few operators in float as bring the output's SQNR to this many dB.
+        progress: called with the number of samples calibrated so far.
+
+    Raises:
+        QcompError: every error that the user can mend; see `qcomp.errors`.
+    """
+    start = time.perf_counter()
+    backend = pipeline.parse_backend(to)
+    line = passes_of(level, backend, passes=passes, weights=weights, activations=activations, keep=tuple(keep))
+    if out is not None:
+        files.check_writable(Path(out))
+    with _no_cyclic_gc():
+        job = _Job(files.load(model), line, batch or DEFAULT_BATCH, threads, samples, progress)
+        job.open(data, preprocess)
+        hooks = Hooks(
+            calibrate=job.calibrate if job.data is not None else None,
+            outputs=job.sample_outputs if verify else None,
+            dump=_dumper(Path(dump)) if dump is not None else None,
+        )
+        quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db)
+        report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
+        written = backend.emit(quantized, Path(out)) if out is not None else []
+    report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
+    return Compiled(quantized, written, report)
+
+
+def passes_of(level: int, backend: Backend, *, passes: str | None = None, **options: Any) -> list[Pass]:
+    """The passes of a level with the options set, then those the backend needs.
+
+    Raises:
+        OptionError: an unknown level, pass or option.
+    """
+    line = pipeline.parse(pipeline.preset(level) if passes is None else passes)
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    return [*pipeline.override(line, **given), *pipeline.parse(backend.recipe)]
+
+
+@dataclass
+class _Job:
+    """The samples and how they run through the model."""
+
+    model: ir.Model
+    line: Sequence[Pass]
+    batch: int
+    threads: int
+    limit: int | None
+    progress: Progress | None
+    data: Samples | None = None
+
+    def open(self, data: Any, preprocess: Preprocess | None) -> None:
+        """Open the samples; they may be missing only where no pass observes anything."""
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"{self.limit} samples are too few", hint="give at least 1")
+        if data is not None:
+            self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess)
+        elif any(any(True for _ in step.observe(self.model)) for step in _needing(self.line)):
+            raise DataError(
+                "activations need calibration data",
+                hint="give samples with --data, or --activations none for weights only",
+            )
+
+    def calibrate(self, model: ir.Model, observations: Sequence[Observation]) -> Statistics:
+        """Collect statistics of the samples."""
+        assert self.data is not None
+        return Calibrator(self.data, self.limit, self.batch, self.threads, self.progress).collect(model, observations)
+
+    def sample_outputs(self, model: ir.Model) -> dict[str, Array]:
+        """The outputs of a few samples, with every operator run as it stands."""
+        runner = runtime.session(model, threads=self.threads, optimize=False)
+        return runtime.run_batches(runner, guard.few(self.data, model, guard.VERIFY_SAMPLES))
+
+
+def _needing(line: Sequence[Pass]) -> list[Pass]:
+    """The passes that cannot work without statistics: all that observe, where activations are quantized."""
+    inserting = [step for step in line if getattr(step, "activations", None) is not None]
+    return inserting
+
+
+def _dumper(folder: Path) -> Callable[[int, str, ir.Model], None]:
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def dump(index: int, name: str, model: ir.Model) -> None:
+        files.save(model, folder / f"{index:02d}-{name}.onnx")
+
+    return dump
+
+
+@contextlib.contextmanager
+def _no_cyclic_gc() -> Iterator[None]:
+    """Python's cyclic collector doubles the time on big graphs, which hold many objects and drop few."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

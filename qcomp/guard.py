@@ -1,0 +1,185 @@
+"""The accuracy guard: how far the quantized outputs are from the float ones, which layers cause it, and a way back.
+
+The error is the signal-to-quantization-noise ratio of the outputs on calibration samples. Where a bound is asked for,
+the layers that hurt most on their own stay in float, as few as reach it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import graph, operators, pipeline, qdq, runtime
+from qcomp.calibration.data import Samples
+from qcomp.calibration.observers import Statistics
+from qcomp.errors import OptionError
+from qcomp.operators import Role
+from qcomp.pipeline import Hooks, Pass
+from qcomp.runtime import Array, Feeds
+
+WARN_DB = 20.0
+"""Below this SQNR of the outputs the summary warns."""
+GUARD_SAMPLES = 32
+VERIFY_SAMPLES = 4
+SENSITIVITY_SAMPLES = 8
+NAMED = 5
+"""How many of the worst layers a warning names."""
+
+
+@dataclass(frozen=True)
+class Error:
+    """What quantization did to the outputs.
+
+    Args:
+        sqnr: dB of each output, by name; infinite where nothing changed; empty where it was not measured.
+        samples: how many samples it was measured on.
+        worst: the layers that hurt most on their own, with the output's SQNR if they alone were quantized.
+        kept: the operators that the guard kept in float.
+        reached: whether the bound that was asked for is reached; None where none was.
+    """
+
+    sqnr: dict[str, float] = field(default_factory=dict)
+    samples: int = 0
+    worst: list[tuple[str, float]] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    reached: bool | None = None
+
+    @property
+    def least(self) -> float | None:
+        """The SQNR of the worst output, or None."""
+        return min(self.sqnr.values(), default=None)
+
+
+def sqnr(reference: Array, actual: Array) -> float:
+    """Signal-to-quantization-noise ratio in dB; infinite where the arrays are equal."""
+    signal, noise = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+    power = float(np.sum((signal - noise) ** 2))
+    if power == 0:
+        return math.inf
+    return 10 * math.log10(max(float(np.sum(signal**2)), 1e-300) / power)
+
+
+def quantize(
+    model: ir.Model, line: Sequence[Pass], hooks: Hooks, samples: Samples | None, bound: float | None
+) -> tuple[ir.Model, Statistics, Error]:
+    """Run the passes on a clone, measure the outputs' error, and keep layers in float where a bound asks for it.
+
+    Raises:
+        OptionError: a bound without samples, or without a pass that chooses precision.
+    """
+    if bound is not None and (samples is None or not any(step.name() == "choose-precision" for step in line)):
+        raise OptionError("--guard needs calibration data and the pass choose-precision", hint="see --print-passes")
+    work = model.clone()
+    start = next((i for i, step in enumerate(line) if any(True for _ in step.observe(work))), len(line))
+    stats = pipeline.run(work, line[:start], hooks)
+    trial = _Trial(model, work, line[start:], samples, replace(hooks, start=start))
+    quantized = trial.run(())
+    if samples is None:
+        return quantized, trial.stats or stats, Error()
+    found = trial.error(quantized)
+    limit = WARN_DB if bound is None else bound
+    if (found.least or 0.0) < limit:
+        ranked = trial.sensitivities(quantized)
+        found = replace(found, worst=ranked[:NAMED])
+        if bound is not None:
+            quantized, found = _keep_fewest(trial, quantized, found, [name for name, _ in ranked], bound)
+    if bound is not None:
+        found = replace(found, reached=(found.least or 0.0) >= bound)
+    return quantized, trial.stats or stats, found
+
+
+def few(samples: Samples | None, model: ir.Model, count: int) -> list[Feeds]:
+    """A few batches of samples; random ones where there are none."""
+    if samples is not None:
+        return list(samples.batches(min(count, 4), count))
+    random = np.random.default_rng(0)
+    feeds = {}
+    for spec in runtime.input_specs(model):
+        shape = tuple(d if isinstance(d, int) else 1 for d in spec.shape)
+        values = random.standard_normal(shape) if spec.dtype.kind == "f" else np.ones(shape)
+        feeds[spec.name] = values.astype(spec.dtype)
+    return [feeds]
+
+
+class _Trial:
+    """Quantizes clones of the rewritten float model with different operators kept in float."""
+
+    def __init__(
+        self, original: ir.Model, rewritten: ir.Model, line: Sequence[Pass], samples: Samples | None, hooks: Hooks
+    ) -> None:
+        self._original, self._rewritten, self._line, self._samples = original, rewritten, line, samples
+        self._hooks = hooks
+        self.stats: Statistics | None = None
+        self._reference: dict[int, dict[str, Array]] = {}
+
+    def run(self, keep: Sequence[str]) -> ir.Model:
+        """Quantize, with the named operators in float."""
+        clone = self._rewritten.clone()
+        patterns = tuple(glob.escape(name) for name in keep)
+        line = [_with_keep(step, patterns) for step in self._line] if keep else self._line
+        hooks = self._hooks if self.stats is None else Hooks()
+        self.stats = pipeline.run(clone, line, hooks, self.stats)
+        return clone
+
+    def error(self, quantized: ir.Model, count: int = GUARD_SAMPLES) -> Error:
+        """The outputs' SQNR on the first samples."""
+        batches = few(self._samples, self._original, count)
+        if count not in self._reference:
+            self._reference[count] = runtime.run_batches(runtime.session(self._original), batches)
+        reference = self._reference[count]
+        actual = runtime.run_batches(runtime.session(quantized), batches)
+        ratios = {name: sqnr(array, actual[name]) for name, array in reference.items() if array.dtype.kind == "f"}
+        return Error(ratios, sum(len(next(iter(b.values()))) for b in batches))
+
+    def sensitivities(self, quantized: ir.Model) -> list[tuple[str, float]]:
+        """Each quantized operator with the output's SQNR where it alone is quantized, worst first."""
+        names = [str(n.name) for n in self._rewritten.graph if _hurts(n) and str(n.name) in _integer_names(quantized)]
+        ranked = []
+        for name in names:
+            others = [other for other in names if other != name]
+            least = self.error(self.run(others), SENSITIVITY_SAMPLES).least
+            ranked.append((name, math.inf if least is None else least))
+        return sorted(ranked, key=lambda pair: pair[1])
+
+
+def _integer_names(quantized: ir.Model) -> set[str]:
+    return {str(n.name) for n in quantized.graph if qdq.why_float(n) is None}
+
+
+def _hurts(node: ir.Node) -> bool:
+    row = operators.find(node)
+    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC, Role.CONCAT)
+
+
+def _with_keep(step: Pass, patterns: tuple[str, ...]) -> Pass:
+    if step.name() != "choose-precision":
+        return step
+    return pipeline.override([step], keep=(*getattr(step, "keep", ()), *patterns))[0]
+
+
+def _keep_fewest(
+    trial: _Trial, quantized: ir.Model, found: Error, ranked: Sequence[str], bound: float
+) -> tuple[ir.Model, Error]:
+    """The shortest head of the ranking that reaches the bound, by bisection, then without what it does not need."""
+
+    def reaches(keep: Sequence[str]) -> bool:
+        return (trial.error(trial.run(keep)).least or 0.0) >= bound
+
+    low, high = 0, len(ranked)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(ranked[:middle]) else (middle + 1, high)
+    keep = list(ranked[:high])
+    for name in reversed(keep[:-1]):
+        fewer = [other for other in keep if other != name]
+        if reaches(fewer):
+            keep = fewer
+    quantized = trial.run(keep)
+    error = trial.error(quantized)
+    return quantized, replace(error, worst=found.worst, kept=keep)

@@ -1,0 +1,108 @@
+"""Weights and biases of linear operators as Q/DQ: which scale each channel gets, and the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import graph, operators, qdq
+from qcomp.graph import Array
+from qcomp.quantization import ranges
+from qcomp.quantization.qparams import TINY, QParams
+from qcomp.quantization.qtype import QType
+
+BIAS_LIMIT = 1 << 30
+"""The largest magnitude of an int32 bias: half of the range is left to the products."""
+
+
+class LinearWriter:
+    """Quantizes weights per output channel, and biases on the grid of the accumulator.
+
+    Args:
+        writer: where the nodes go.
+        qtype: the narrow, signed type of the weights.
+        search: search each channel's range for the least squared error.
+        per_channel: a scale for each output channel where the operator allows it.
+    """
+
+    def __init__(self, writer: qdq.Writer, qtype: QType, *, search: bool, per_channel: bool) -> None:
+        self._writer, self._qtype, self._search, self._per_channel = writer, qtype, search, per_channel
+        self._done: dict[tuple[int, int | None], tuple[ir.Value, QParams]] = {}
+
+    def weights_only(self, nodes: Iterable[ir.Node]) -> bool:
+        """Quantize the weights and nothing else; say whether there were any."""
+        found = [n for n in nodes if operators.weight_of(n) is not None]
+        for node in found:
+            self._quantize_weight(node, np.zeros(0, np.float32))
+        return bool(found)
+
+    def quantize(self, node: ir.Node, last: ir.Node) -> None:
+        """Quantize the weight of a node whose activation is dequantized already, and its bias.
+
+        Args:
+            node: a linear operator.
+            last: the node, or the Add of a MatMul's bias.
+        """
+        if operators.weight_of(node) is None:
+            return
+        activation = qdq.read(node.inputs[0])
+        assert activation is not None
+        index, bias = _bias(node, last)
+        array = graph.constant(bias)
+        scale = float(activation.scale.reshape(()))
+        params = self._quantize_weight(node, np.zeros(0) if array is None else np.abs(array).astype("f8") / scale)
+        if array is not None and bias is not None:
+            last.replace_input_with(index, self._bias(array, scale, params, str(bias.name)))
+
+    def _bias(self, bias: Array, activation_scale: float, weight: QParams, name: str) -> ir.Value:
+        scale = (activation_scale * weight.scale.astype("f8")).astype(np.float32)
+        scale = np.maximum(np.broadcast_to(scale, bias.shape), TINY)
+        integers = np.clip(np.rint(bias.astype("f8") / scale), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
+        params = QParams(QType(32, signed=True), scale, np.zeros(bias.shape, np.int32), axis=0)
+        shared = self._writer.scale(params, name)
+        value = self._writer.constant(integers, f"{name}_rounded")
+        return self._writer.dequantize(value, shared, name)
+
+    def _quantize_weight(self, node: ir.Node, bias_steps: Array) -> QParams:
+        """Put Q and DQ between a weight and the node; weights that several nodes share are quantized once.
+
+        Args:
+            node: the linear operator.
+            bias_steps: the magnitude of the bias over the activation's scale, per channel; empty without one.
+        """
+        weight = operators.weight_of(node)
+        tensor = graph.constant_tensor(weight)
+        assert weight is not None
+        assert tensor is not None
+        axis = operators.weight_axis(node, tuple(tensor.shape)) if self._per_channel else None
+        key = (id(weight), axis)
+        if key not in self._done or bias_steps.size:
+            params = self._params(tensor, axis, bias_steps)
+            scale, name = self._writer.scale(params, str(weight.name)), str(weight.name)
+            value = self._writer.quantize(weight, scale, name)
+            value = self._writer.clip(value, self._qtype.qmin, self._qtype.qmax, scale, name)
+            self._done[key] = (self._writer.dequantize(value, scale, name), params)
+        dequantized, params = self._done[key]
+        node.replace_input_with(1, dequantized)
+        return params
+
+    def _params(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> QParams:
+        array = tensor.numpy()
+        rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        reach = ranges.weight_reach(rows, self._qtype, search=self._search)
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()
+        if bias_steps.size:
+            needed = bias_steps / BIAS_LIMIT * self._qtype.qmax
+            reach = np.maximum(reach, needed.max(keepdims=True) if axis is None else needed)
+        return QParams.symmetric(reach, self._qtype, axis)
+
+
+def _bias(node: ir.Node, last: ir.Node) -> tuple[int, ir.Value | None]:
+    """The position and value of the bias: the third input, or the constant operand of the Add."""
+    if last is node:
+        return 2, operators.bias_of(node)
+    index = 1 if last.inputs[0] is node.outputs[0] else 0
+    return index, last.inputs[index]

@@ -1,0 +1,193 @@
+"""What qcomp knows of ONNX operators: which have an integer form, of what kind, and the ranges mathematics fixes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import graph
+
+
+class Role(Enum):
+    """How an operator takes part in quantization."""
+
+    LINEAR = "weights per channel, an int32 accumulator, requantized"
+    ARITHMETIC = "activations in, one activation out, each with a scale of its own"
+    SAME_SCALE = "moves or compares integers: input and output share one scale"
+    ON_INTEGERS = "as SAME_SCALE, and stands on the integers themselves in the Q/DQ graph"
+    CONCAT = "moves integers of several inputs into one output"
+    CLAMP = "Relu or Clip: absorbed by the quantized range of what it follows"
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One row of the table.
+
+    Args:
+        role: how it takes part.
+        inputs: which inputs are float activations; None for all.
+        float_output: whether a fused kernel can leave its output in float.
+    """
+
+    role: Role
+    inputs: tuple[int, ...] | None = (0,)
+    float_output: bool = False
+
+
+_SAME = Operator(Role.SAME_SCALE)
+_PAIR = Operator(Role.ARITHMETIC, inputs=(0, 1))
+
+TABLE: dict[str, Operator] = {
+    "Conv": Operator(Role.LINEAR),
+    "Gemm": Operator(Role.LINEAR, float_output=True),
+    "MatMul": Operator(Role.LINEAR, inputs=(0, 1), float_output=True),
+    "ConvTranspose": Operator(Role.LINEAR),
+    "Add": _PAIR,
+    "Mul": _PAIR,
+    "AveragePool": Operator(Role.ARITHMETIC),
+    "GlobalAveragePool": Operator(Role.ARITHMETIC),
+    "LeakyRelu": Operator(Role.ARITHMETIC),
+    "Sigmoid": Operator(Role.ARITHMETIC),
+    "Softmax": Operator(Role.ARITHMETIC),
+    "Concat": Operator(Role.CONCAT, inputs=None),
+    "Relu": Operator(Role.CLAMP),
+    "Clip": Operator(Role.CLAMP),
+    "Pad": Operator(Role.ON_INTEGERS),
+    **dict.fromkeys(
+        ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Resize"), _SAME
+    ),
+    **dict.fromkeys(("Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Identity", "GlobalMaxPool"), _SAME),
+}
+"""The operators with an integer form."""
+
+FIXED_RANGES: dict[str, tuple[float, float]] = {
+    "Softmax": (0.0, 1.0),
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Erf": (-1.0, 1.0),
+    "Sin": (-1.0, 1.0),
+    "Cos": (-1.0, 1.0),
+    "Softsign": (-1.0, 1.0),
+}
+"""Output ranges that mathematics fixes, whatever the data."""
+
+LEAST_OUTPUT: dict[str, float] = {"HardSwish": -0.375, "Gelu": -0.17004, "Swish": -0.27847, "Elu": -1.0}
+"""The least output of unary operators at their default attributes; the greatest is that of the data."""
+
+
+def find(node: ir.Node) -> Operator | None:
+    """The row of a node; None where it has no integer form."""
+    return TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+
+
+def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
+    """The float inputs that carry activations (not weights, biases, shapes), with their positions."""
+    row = find(node)
+    if row is None:
+        return []
+    indices = range(len(node.inputs)) if row.inputs is None else row.inputs
+    return [
+        (i, v) for i in indices if i < len(node.inputs) and (v := node.inputs[i]) is not None and not is_weight(node, i)
+    ]
+
+
+def is_weight(node: ir.Node, index: int) -> bool:
+    """Whether that input is the constant weight of a linear operator."""
+    row = find(node)
+    return (
+        row is not None and row.role is Role.LINEAR and index == 1 and graph.constant_tensor(node.inputs[1]) is not None
+    )
+
+
+def weight_of(node: ir.Node) -> ir.Value | None:
+    """The constant weight of a linear operator, or None."""
+    return node.inputs[1] if len(node.inputs) > 1 and is_weight(node, 1) else None
+
+
+def weight_axis(node: ir.Node, shape: tuple[int, ...]) -> int | None:
+    """The output-channel axis of a linear operator's weight; None where channels cannot have scales of their own."""
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1 if graph.attribute(node, "group", 1) == 1 else None
+    if node.op_type == "Gemm":
+        return 0 if graph.attribute(node, "transB", 0) else 1
+    return 1 if len(shape) == 2 else None
+
+
+def bias_of(node: ir.Node) -> ir.Value | None:
+    """The bias of a Conv, ConvTranspose or Gemm, or None."""
+    if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
+        return node.inputs[2]
+    return None
+
+
+def bias_add(node: ir.Node) -> ir.Node | None:
+    """The Add of a constant vector that follows a MatMul by a constant matrix, and makes one linear unit with it."""
+    weight = weight_of(node)
+    if node.op_type != "MatMul" or weight is None or graph.rank(weight) != 2:
+        return None
+    user = graph.only_user(node.outputs[0])
+    if user is None or not graph.is_op(user, "Add"):
+        return None
+    other = user.inputs[1] if user.inputs[0] is node.outputs[0] else user.inputs[0]
+    bias, shape = graph.constant_tensor(other), graph.static_shape(weight)
+    return user if bias is not None and shape is not None and tuple(bias.shape) == (shape[1],) else None
+
+
+def observable(model: ir.Model) -> list[ir.Value]:
+    """The float values that may be quantized: inputs and outputs of operators with an integer form.
+
+    What only a Relu or Clip reads is left out: its range is that of the Relu's output.
+    """
+    found: dict[int, ir.Value] = {}
+    for node in model.graph:
+        if find(node) is None:
+            continue
+        for value in [*(v for _, v in activations(node)), *node.outputs]:
+            user = graph.only_user(value)
+            if graph.is_float(value) and graph.constant_tensor(value) is None and not _clamped(user):
+                found[id(value)] = value
+    return list(found.values())
+
+
+def _clamped(user: ir.Node | None) -> bool:
+    return user is not None and (row := find(user)) is not None and row.role is Role.CLAMP
+
+
+def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """The bounds of a Relu or Clip; None where they are not constant."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    bounds = [-np.inf, np.inf]
+    for i in (1, 2):
+        value = node.inputs[i] if i < len(node.inputs) else None
+        if value is not None:
+            number = graph.scalar(value)
+            if number is None:
+                return None
+            bounds[i - 1] = number
+    return float(bounds[0]), float(bounds[1])
+
+
+def macs(node: ir.Node) -> int:
+    """Multiply-accumulates of one sample (dynamic dimensions count as 1); 0 for what is not linear."""
+    out = graph.static_shape(node.outputs[0])
+    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or out is None:
+        return 0
+    positions = int(np.prod([d or 1 for d in out], dtype=np.int64))
+    weight = graph.static_shape(node.inputs[1])
+    if weight is None:
+        return 0
+    if node.op_type == "Conv":
+        return positions * int(np.prod([d or 1 for d in weight[1:]]))
+    if node.op_type == "ConvTranspose":
+        source = graph.static_shape(node.inputs[0]) or ()
+        return int(np.prod([d or 1 for d in source])) * int(np.prod([d or 1 for d in weight[1:]]))
+    transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
+    inner = weight[-1] if transposed or len(weight) == 1 else weight[-2]
+    return positions * (inner or 1)

@@ -1,0 +1,93 @@
+"""Sessions of ONNX Runtime, and the inputs and outputs of a model as NumPy sees them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from qcomp import files
+from qcomp.calibration.data import InputSpec
+from qcomp.errors import ModelError
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Feeds = dict[str, Array]
+
+_IN_MEMORY_BYTES = 1 << 30
+
+
+def session(
+    model: ir.Model | str | os.PathLike[str],
+    *,
+    threads: int = 1,
+    optimize: bool = True,
+    optimized_path: Path | None = None,
+) -> ort.InferenceSession:
+    """A CPU session.
+
+    Args:
+        model: a file, or a model in memory.
+        threads: threads inside an operator; 0 lets ONNX Runtime choose.
+        optimize: False runs every operator as it stands in the file (``ORT_DISABLE_ALL``).
+        optimized_path: where to write the graph as optimized, for inspection.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4 if optimized_path else 3
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+    if optimized_path is not None:
+        options.optimized_model_filepath = str(optimized_path)
+    try:
+        if isinstance(model, ir.Model):
+            return _from_memory(model, options)
+        return ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        where = "the model" if isinstance(model, ir.Model) else os.fspath(model)
+        raise ModelError(f"ONNX Runtime refuses it: {(str(error).splitlines() or ['?'])[0]}", where=where) from error
+
+
+def _from_memory(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
+    if files.weight_bytes(model) < _IN_MEMORY_BYTES:
+        files.load_external(model)
+        content = ir.to_proto(model).SerializeToString()
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    with tempfile.TemporaryDirectory() as folder:
+        path = files.save(model, Path(folder) / "model.onnx")[0]
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def input_specs(model: ir.Model) -> list[InputSpec]:
+    """Name, dtype and shape of each input; a dynamic dimension is None or its symbol."""
+    return [
+        InputSpec(
+            name=str(value.name),
+            dtype=np.dtype((value.dtype or ir.DataType.FLOAT).numpy()),
+            shape=tuple(d if isinstance(d, int) else (d.value or None) for d in (value.shape or ())),
+        )
+        for value in model.graph.inputs
+    ]
+
+
+def run_batches(runner: ort.InferenceSession, batches: Iterable[Feeds], names: Sequence[str] = ()) -> dict[str, Array]:
+    """Run every batch and join the outputs along the first axis; for outputs that fit in memory."""
+    wanted = list(names) or [output.name for output in runner.get_outputs()]
+    parts = [runner.run(wanted, feeds) for feeds in batches]
+    return {name: joined([part[i] for part in parts]) for i, name in enumerate(wanted)}
+
+
+def joined(parts: Sequence[Array]) -> Array:
+    """Arrays along the first axis; where later axes differ (dynamic lengths), flattened and joined."""
+    if len({part.shape[1:] for part in parts}) > 1 or not parts[0].ndim:
+        return np.concatenate([part.ravel() for part in parts])
+    return np.concatenate(list(parts))

@@ -1,0 +1,100 @@
+"""Which quantized values share one scale, and the scale of each group, from the statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import networkx as nx
+import onnx_ir as ir
+
+from qcomp import graph, operators
+from qcomp.calibration.observers import Statistics
+from qcomp.errors import CalibrationError
+from qcomp.operators import Role
+from qcomp.quantization import ranges
+from qcomp.quantization.qparams import QParams
+from qcomp.quantization.qtype import QType
+
+Range = tuple[float, float]
+
+LOST_IN_CONCAT = 4.0
+"""An input whose range is this many times narrower than the output's keeps a scale of its own: 2 bits are lost."""
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The range of a value by one method, from the statistics, from mathematics, or of a constant."""
+
+    stats: Statistics
+    method: str
+    qtype: QType
+
+    def of(self, value: ir.Value) -> Range:
+        """The range ``(low, high)``, which holds zero.
+
+        Raises:
+            CalibrationError: no statistics were collected for the value.
+        """
+        array = graph.constant(value)
+        if array is not None:
+            return min(float(array.min()), 0.0), max(float(array.max()), 0.0)
+        producer = value.producer()
+        kind = producer.op_type if producer is not None else ""
+        if kind in operators.FIXED_RANGES:
+            return operators.FIXED_RANGES[kind]
+        histogram = self.stats.histogram(value)
+        if histogram is None or histogram.exponent is None:
+            where = graph.describe(producer) if producer is not None else f"input {value.name!r}"
+            raise CalibrationError(f"no statistics of {value.name!r}", where=where, hint="give calibration data")
+        low, high = ranges.method(self.method)(histogram, self.qtype)
+        return (operators.LEAST_OUTPUT[kind] if kind in operators.LEAST_OUTPUT else low), high
+
+
+def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges) -> dict[int, tuple[QParams, ir.Value]]:
+    """The parameters of every value, by ``id``, with the value whose name the shared scale takes.
+
+    Values that operators of `Role.SAME_SCALE` connect share one object: connected components of a throw-away graph.
+    """
+    members = {id(v): v for v in values}
+    links: nx.Graph = nx.Graph()
+    links.add_nodes_from(members)
+    copies: set[int] = set()
+    for node in nodes:
+        for source, out in _links(node, members, finder):
+            links.add_edge(id(source), id(out))
+            if not graph.is_op(node, "Concat"):
+                copies.add(id(out))
+    found: dict[int, tuple[QParams, ir.Value]] = {}
+    order = {key: index for index, key in enumerate(members)}
+    for component in nx.connected_components(links):
+        ordered = [members[key] for key in sorted(component, key=order.__getitem__)]
+        sources = [v for v in ordered if id(v) not in copies] or ordered
+        params = QParams.asymmetric(*_union(finder.of(v) for v in sources), finder.qtype)
+        found.update({id(v): (params, ordered[0]) for v in ordered})
+    return found
+
+
+def _links(node: ir.Node, members: Mapping[int, ir.Value], finder: Ranges) -> Iterable[tuple[ir.Value, ir.Value]]:
+    row = operators.find(node)
+    if row is None or row.role in (Role.LINEAR, Role.ARITHMETIC):
+        return
+    sources = [v for _, v in operators.activations(node) if id(v) in members]
+    outs = [v for v in node.outputs if id(v) in members]
+    for source in sources:
+        for out in outs:
+            if row.role is not Role.CONCAT or _fits(finder.of(source), finder.of(out)):
+                yield source, out
+
+
+def _fits(narrow: Range, wide: Range) -> bool:
+    return (wide[1] - wide[0]) <= LOST_IN_CONCAT * (narrow[1] - narrow[0])
+
+
+def _union(found: Iterable[Range]) -> Range:
+    low, high = 0.0, 0.0
+    for a, b in found:
+        low, high = min(low, a), max(high, b)
+    assert math.isfinite(low) and math.isfinite(high)
+    return low, high
