@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import networkx as nx
-import numpy as np
 import onnx_ir as ir
 
 from qcomp import costs, graph, operators
@@ -28,11 +27,8 @@ from qcomp.qdq import FLOAT_REASON, why_float
 
 logger = logging.getLogger(__name__)
 
-MASK = 1e4
-"""A constant of this magnitude or more marks what is computed from it as a mask."""
 LEVELS = 255
 _FLOAT, _INTEGER = "float", "integer"
-_CARRIES_MASK = frozenset({"Mul", "Where", "Sub", "Add", "Expand", "Unsqueeze", "Reshape", "Cast", "Slice", "Concat"})
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,11 @@ class ChoosePrecision(Pass):
 
 def _impossible(model: ir.Model, keep: tuple[str, ...], stats: Statistics) -> dict[ir.Node, str]:
     reasons: dict[ir.Node, str] = {}
-    masks = _masks(model)
+    masks = operators.masks(model)
     for node in model.graph:
-        reason = _kept(node, keep) or why_float(node) or _no_form(node) or _crushed(node, masks, stats, reasons)
+        if _adds_bias(node):
+            continue  # one linear unit with its MatMul, which decides
+        reason = _kept(node, keep) or why_float(node) or _no_form(node) or _crushed(node, masks, stats)
         if reason is not None and _computes_floats(node):
             reasons[node] = reason
             reasons.setdefault(_unit(node), reason)
@@ -95,8 +93,8 @@ def _no_form(node: ir.Node) -> str | None:
     row = operators.find(node)
     if row is None:
         return f"{node.op_type} has no integer form"
-    if not all(graph.is_float(v) for _, v in operators.activations(node)):
-        return "its inputs are not known to be float32"
+    if not operators.handles_floats(node):
+        return "its tensors are not known to be float32"
     if row.role is Role.LINEAR:
         return _linear_reason(node)
     if row.role is Role.CLAMP and operators.clamp_bounds(node) is None:
@@ -129,23 +127,7 @@ def _pads_something(node: ir.Node) -> bool:
     return value is not None and graph.scalar(value) != 0.0
 
 
-def _masks(model: ir.Model) -> set[int]:
-    """The values computed from a constant of enormous magnitude: attention masks and their like."""
-    found: set[int] = set()
-    for node in model.graph:
-        if node.op_type in _CARRIES_MASK and any(id(v) in found or _enormous(v) for v in node.inputs):
-            found.update(id(v) for v in node.outputs if graph.is_float(v))
-    return found
-
-
-def _enormous(value: ir.Value | None) -> bool:
-    tensor = graph.constant_tensor(value)
-    if value is None or not graph.is_float(value) or tensor is None or tensor.size > 1 << 16:
-        return False
-    return bool((np.abs(tensor.numpy()) >= MASK).any())
-
-
-def _crushed(node: ir.Node, masks: set[int], stats: Statistics, reasons: dict[ir.Node, str]) -> str | None:
+def _crushed(node: ir.Node, masks: set[int], stats: Statistics) -> str | None:
     """A mask, or an operand so large that one step of the sum is wider than the whole other operand."""
     inputs = [v for _, v in operators.activations(node)]
     if any(id(v) in masks for v in [*inputs, *node.outputs]):
@@ -158,6 +140,10 @@ def _crushed(node: ir.Node, masks: set[int], stats: Statistics, reasons: dict[ir
     return None
 
 
+def _adds_bias(node: ir.Node) -> bool:
+    return graph.is_op(node, "Add") and _unit(node) is not node
+
+
 def _span(value: ir.Value, stats: Statistics) -> float | None:
     array = graph.constant(value)
     if array is not None and array.size:
@@ -168,7 +154,9 @@ def _span(value: ir.Value, stats: Statistics) -> float | None:
 
 def _unprofitable(model: ir.Model, impossible: dict[ir.Node, str]) -> dict[ir.Node, str]:
     """The operators that the minimum cut leaves in float, with the reason."""
-    candidates = [n for n in model.graph if n not in impossible and operators.find(n) is not None]
+    candidates = [
+        n for n in model.graph if n not in impossible and operators.find(n) is not None and operators.handles_floats(n)
+    ]
     if not candidates:
         return {}
     network = _network(candidates, set(impossible))
@@ -183,9 +171,9 @@ def _reason(node: ir.Node) -> str:
     return "integers would be no faster here: the conversions around it cost more than they gain"
 
 
-def _network(candidates: list[ir.Node], impossible: set[ir.Node]) -> nx.DiGraph:
+def _network(candidates: list[ir.Node], impossible: set[ir.Node]) -> nx.DiGraph[object]:
     """The flow network: source side float, sink side integer."""
-    network = nx.DiGraph()
+    network: nx.DiGraph[object] = nx.DiGraph()
     network.add_node(_FLOAT)
     network.add_node(_INTEGER)
     inside = {id(n) for n in candidates}
@@ -228,7 +216,7 @@ def _edges(candidates: list[ir.Node]) -> Iterator[ir.Value]:
                 yield value
 
 
-def _add_conversions(network: nx.DiGraph, value: ir.Value, inside: set[int]) -> None:
+def _add_conversions(network: nx.DiGraph[object], value: ir.Value, inside: set[int]) -> None:
     """A DequantizeLinear where an integer producer meets a float reader, a QuantizeLinear the other way round."""
     producer = value.producer()
     made_by = id(_unit(producer)) if producer is not None and id(producer) in inside else _FLOAT
@@ -256,7 +244,7 @@ def _leaves_float(node: ir.Node | None) -> bool:
     return row is not None and row.float_output
 
 
-def _add(network: nx.DiGraph, start: object, end: object, capacity: float) -> None:
+def _add(network: nx.DiGraph[object], start: object, end: object, capacity: float) -> None:
     """An edge, added to one that is there; an infinite capacity is left out, as networkx has it.
 
     Capacities are whole picoseconds: networkx compares flows for equality, which floats do not stand.

@@ -57,10 +57,8 @@ class CleanUp(Pass):
 
     def _round(self, model: ir.Model) -> None:
         _transpose_weights(model.graph)
-        fold_constants(model, should_fold=_should_fold, output_size_limit=_MOST_BYTES)
+        _fold(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        for value in graph.all_values(model.graph):
-            value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
         _resolve_reshapes(model.graph)
         for node in model.graph.all_nodes():
             _resolve_auto_pad(node)
@@ -78,9 +76,22 @@ def _fingerprint(model: ir.Model) -> list[Hashable]:
     return [*found, *model.graph.initializers]
 
 
+def _fold(model: ir.Model) -> None:
+    """Fold constants by onnxscript, which gives up on sequences it does not understand; what is folded stays."""
+    try:
+        fold_constants(model, should_fold=_should_fold, output_size_limit=_MOST_BYTES)
+    except RuntimeError as error:
+        logger.info("constant folding ends early: %s", error)
+        common.NameFixPass()(model)
+    for value in graph.all_values(model.graph):
+        value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
+
+
 def _should_fold(node: ir.Node) -> bool:
     """Whether to compute a node whose inputs are all constant."""
     if not graph.is_op(node, node.op_type) or graph.is_op(node, *_KEPT):
+        return False
+    if len(node.outputs) != 1 or not isinstance(node.outputs[0].type, (ir.TensorType, type(None))):
         return False
     read = sum(v.const_value.nbytes for v in node.inputs if v is not None and v.const_value is not None)
     result = node.outputs[0]

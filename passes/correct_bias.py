@@ -41,13 +41,13 @@ class CorrectBias(Pass):
                 yield Observation(_last(node).outputs[0], ChannelMean(1 if node.op_type == "Conv" else -1))
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
-        return any([self._correct(node, stats) for node in model.graph])
+        changed = [self._correct(node, stats) for node in model.graph]
+        return any(changed)
 
     def _correct(self, node: ir.Node, stats: Statistics) -> bool:
         patch = _patch(node)
         weight, bias = qdq.read(node.inputs[1] if patch is not None else None), _bias_value(node)
-        found = qdq.read(bias)
-        if patch is None or weight is None or found is None or node.inputs[0] is None:
+        if patch is None or weight is None or bias is None or node.inputs[0] is None:
             return False
         axis = 1 if node.op_type == "Conv" else -1
         mean_in = stats.find(qdq.float_name(node.inputs[0]), patch)
@@ -57,7 +57,7 @@ class CorrectBias(Pass):
             logger.info("%s: not corrected: no statistics", graph.describe(node))
             return False
         wanted = mean_out.mean - _mean_product(node, _dequantized(weight), mean_in.mean)
-        return _write(found, wanted)
+        return _write(bias, wanted)
 
 
 def _last(node: ir.Node) -> ir.Node:
@@ -71,8 +71,11 @@ def _dequantized_bias_add(node: ir.Node) -> ir.Node | None:
     user = graph.only_user(node.outputs[0])
     if user is None or not graph.is_op(user, "Add"):
         return None
-    found = qdq.read(next(v for v in user.inputs if v is not node.outputs[0]))
-    return user if found is not None and found.source.dtype == ir.DataType.INT32 else None
+    bias = next(v for v in user.inputs if v is not node.outputs[0])
+    found = qdq.read(bias)
+    constant = graph.constant_tensor(found.source if found is not None else bias)
+    channels = (graph.static_shape(node.outputs[0]) or (None,))[-1]
+    return user if constant is not None and tuple(constant.shape) == (channels,) else None
 
 
 def _bias_value(node: ir.Node) -> ir.Value | None:
@@ -126,12 +129,18 @@ def _mean_product(node: ir.Node, weight: Array, mean: Array) -> Array:
     return grouped
 
 
-def _write(found: qdq.Reader, wanted: Array) -> bool:
-    """Round the bias to the accumulator's grid; say whether that changed it."""
-    old = graph.constant(found.source)
+def _write(bias: ir.Value, wanted: Array) -> bool:
+    """Set the bias, on the accumulator's grid where it is quantized; say whether that changed it."""
+    found = qdq.read(bias)
+    if found is None:
+        return _replace(bias, wanted.astype(np.float32))
     scale = found.scale.astype(np.float64)
-    new = np.clip(np.rint(wanted / scale), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
-    if old is None or np.array_equal(old, new):
+    return _replace(found.source, np.clip(np.rint(wanted / scale), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32))
+
+
+def _replace(value: ir.Value, new: Array) -> bool:
+    old = graph.constant(value)
+    if old is None or np.allclose(old, new, rtol=1e-6, atol=0):
         return False
-    found.source.const_value = ir.Tensor(new, name=found.source.name)
+    value.const_value = ir.Tensor(new, name=value.name)
     return True

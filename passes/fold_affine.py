@@ -179,7 +179,7 @@ def _match_producer(affine: _Affine, *kinds: str) -> _Affine | None:
 
 def _fold_after(affine: _Affine, names: graph.Names) -> bool:
     linear = Linear.match(graph.only_user(affine.result))
-    if linear is None or linear.node.inputs[0] is not affine.result:
+    if linear is None or linear.node.inputs[0] is not affine.result or linear.node.graph is not affine.node.graph:
         return False
     if _ends_gelu(affine):
         return _refuse(affine, "it ends a Gelu, which runtimes fuse")

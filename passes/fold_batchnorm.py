@@ -91,7 +91,7 @@ def _fold_before(node: ir.Node, affine: Affine, names: graph.Names) -> bool:
 def _fold_after(node: ir.Node, affine: Affine, names: graph.Names) -> bool:
     data, result = node.inputs[0], node.outputs[0]
     linear = Linear.match(graph.only_user(result))
-    if data is None or linear is None or linear.node.inputs[0] is not result:
+    if data is None or linear is None or linear.node.inputs[0] is not result or linear.node.graph is not node.graph:
         return False
     if linear.input_channel_axis() != 1 or (np.any(affine[1]) and not linear.can_shift_input()):
         return False

@@ -63,13 +63,17 @@ class InsertQdq(Pass):
         search = self.weight_ranges == "mse" or (self.weight_ranges == "auto" and weight_type.bits < 8)
         writer = qdq.Writer(model.graph)
         linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel)
-        nodes = [n for n in model.graph if operators.find(n) is not None and qdq.why_float(n) is None]
+        nodes = [n for n in model.graph if _runs_in_integers(n)]
         if self.activations is None:
             return linear.weights_only(nodes)
         activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
         finder = scale_groups.Ranges(stats, self.ranges, activation_type)
         _Insertion(model.graph, nodes, writer, linear).run(finder)
         return bool(nodes)
+
+
+def _runs_in_integers(node: ir.Node) -> bool:
+    return operators.find(node) is not None and qdq.why_float(node) is None and operators.handles_floats(node)
 
 
 class _Insertion:
@@ -167,19 +171,30 @@ class _Insertion:
 
     def _stand_for(self, value: ir.Value, integers: ir.Value, users: Iterable[tuple[ir.Node, int]]) -> None:
         """Let every integer reader of a value, and where an integer node makes it every reader, read its DQ."""
-        scale, name = self.scales[id(value)], str(value.name)
         self.integers[id(value)] = integers
-        dequantized = self.writer.dequantize(integers, scale, name)
         producer = value.producer()
         everybody = producer is not None and id(producer) in self.inside
+        readers = []
         for user, index in users:
             if graph.is_op(user, "Shape") and everybody:
                 user.replace_input_with(index, integers)
-            elif everybody or (id(user) in self.inside and (index, value) in operators.activations(user)):
-                user.replace_input_with(index, dequantized)
-        self.integers[id(dequantized)] = integers
-        if value.is_graph_output() and everybody:
+            elif self._reads(user, index, value, everybody=everybody):
+                readers.append((user, index))
+        becomes_output = value.is_graph_output() and everybody
+        if not readers and not becomes_output:
+            return
+        dequantized = self.writer.dequantize(integers, self.scales[id(value)], str(value.name))
+        for user, index in readers:
+            user.replace_input_with(index, dequantized)
+        if becomes_output:
             self._become_output(value, dequantized)
+
+    def _reads(self, user: ir.Node, index: int, value: ir.Value, *, everybody: bool) -> bool:
+        """Whether a reader of a value must read its dequantized form: not those that will read the integers."""
+        row = operators.find(user) if id(user) in self.inside else None
+        if row is not None and row.role in (Role.CLAMP, Role.ON_INTEGERS):
+            return False
+        return everybody or (row is not None and (index, value) in operators.activations(user))
 
     def _become_output(self, value: ir.Value, dequantized: ir.Value) -> None:
         name = value.name

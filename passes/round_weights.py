@@ -48,37 +48,34 @@ class RoundWeights(Pass):
     def _round(self, target: ir.Graph, names: graph.Names, found: qdq.Reader) -> None:
         tensor = graph.constant_tensor(found.source)
         assert tensor is not None
-        rounded = _lazily(tensor, nearest(found), found) if tensor.nbytes > LAZY_BYTES else nearest(found)(tensor)
+        rounded = _lazily(tensor, found) if tensor.nbytes > LAZY_BYTES else graph.reading(tensor, nearest(found))
         new = graph.initializer(target, names, f"{found.source.name}_rounded", rounded)
         found.dequantize.replace_input_with(0, new)
 
 
-def nearest(found: qdq.Reader) -> Callable[[ir.TensorProtocol], Array]:
-    """A function from the float tensor to its nearest integers on the found grid."""
+def nearest(found: qdq.Reader) -> Callable[[Array], Array]:
+    """A function from the float array to its nearest integers on the found grid."""
     scale, zero, axis, bounds = found.scale, found.zero_point, found.axis, found.bounds
 
-    def rounded(tensor: ir.TensorProtocol) -> Array:
+    def rounded(array: Array) -> Array:
         info = np.iinfo(zero.dtype)
         low, high = bounds or (int(info.min), int(info.max))
-        shape = [1] * len(tensor.shape)
+        shape = [1] * array.ndim
         if axis is not None:
             shape[axis] = -1
-        real = tensor.numpy() / scale.reshape(shape)
+        real = np.asarray(array / scale.reshape(shape))
         np.rint(real, out=real)
         real += zero.reshape(shape)
         result: Array = np.clip(real, low, high, out=real).astype(zero.dtype)
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
         return result
 
     return rounded
 
 
-def _lazily(
-    tensor: ir.TensorProtocol, function: Callable[[ir.TensorProtocol], Array], found: qdq.Reader
-) -> ir.LazyTensor:
+def _lazily(tensor: ir.TensorProtocol, found: qdq.Reader) -> ir.LazyTensor:
+    function = nearest(found)
     return ir.LazyTensor(
-        lambda: ir.Tensor(function(tensor)),
+        lambda: ir.Tensor(graph.reading(tensor, function)),
         dtype=ir.DataType.from_numpy(found.zero_point.dtype),
-        shape=ir.Shape(tuple(tensor.shape)),
+        shape=ir.Shape(graph.shape_of(tensor)),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from qcomp import files, graph, guard, pipeline, runtime
+from qcomp import files, guard, pipeline, runtime
 from qcomp.backend import Backend
 from qcomp.calibration.calibrator import Calibrator, Progress
 from qcomp.calibration.data import Preprocess, Samples, open_data
@@ -58,7 +58,7 @@ class Compiled:
         return runtime.run_batches(self._session, [feeds])
 
 
-def compile(  # noqa: A001 - the public name is qcomp.compile
+def compile(
     model: Source,
     data: Any = None,
     out: str | os.PathLike[str] | None = None,
@@ -130,6 +130,8 @@ def passes_of(level: int, backend: Backend, *, passes: str | None = None, **opti
     """
     line = pipeline.parse(pipeline.preset(level) if passes is None else passes)
     given = {key: value for key, value in options.items() if value not in (None, ())}
+    if given.get("activations") == "none":
+        line = [pipeline.override([step], by="all")[0] if step.name() == "choose-precision" else step for step in line]
     return [*pipeline.override(line, **given), *pipeline.parse(backend.recipe)]
 
 
@@ -170,8 +172,7 @@ class _Job:
 
 def _needing(line: Sequence[Pass]) -> list[Pass]:
     """The passes that cannot work without statistics: all that observe, where activations are quantized."""
-    inserting = [step for step in line if getattr(step, "activations", None) is not None]
-    return inserting
+    return [step for step in line if getattr(step, "activations", None) is not None]
 
 
 def _dumper(folder: Path) -> Callable[[int, str, ir.Model], None]:

@@ -30,7 +30,7 @@ class Cost:
 
 _MAC = Cost(0.0175, 0.0048)
 _MAC_DEPTHWISE = Cost(0.09, 0.025)
-_MAC_TWO_ACTIVATIONS = Cost(0.03, 0.03)
+_MAC_TWO_ACTIVATIONS = Cost(0.02, 0.05)
 _PER_ELEMENT = {
     "Add": Cost(0.14, 0.14),
     "Mul": Cost(0.14, 0.22),

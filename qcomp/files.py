@@ -28,8 +28,8 @@ NEEDED_OPSET = 13
 """DequantizeLinear per channel; a model that cannot be upgraded this far is refused."""
 IR_VERSION = 10
 OWN_DOMAIN = "qcomp"
-EXTERNAL_BYTES = 1 << 30
-"""Weights above this size go to a file of their own: a protobuf message ends at 2 GB."""
+EXTERNAL_BYTES = 1 << 28
+"""Weights above this size go to a file of their own, tensor by tensor: protobuf would hold them in memory twice."""
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -172,6 +172,8 @@ def upgrade(model: ir.Model) -> ir.Model:
         raise ModelError(f"opset {version} is too old", hint=f"export it with opset {OLDEST_OPSET} or newer")
     if version >= OPSET:
         return model
+    if version < 9 and any(graph.is_op(node, "Scan") for node in model.graph.all_nodes()):
+        raise ModelError(f"onnx cannot upgrade Scan from opset {version}", hint="export it with opset 9 or newer")
     try:
         return _converted(model)
     except Exception as error:
@@ -233,7 +235,7 @@ def load_external(model: ir.Model) -> None:
 
 
 def save(model: ir.Model, out: str | os.PathLike[str]) -> list[Path]:
-    """Write the model; weights above 1 GB in all go to ``<out>.data`` beside it. Nothing half-written stays.
+    """Write the model; weights above 256 MB in all go to ``<out>.data`` beside it. Nothing half-written stays.
 
     Returns:
         The files written, the model first.

@@ -57,6 +57,22 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     return None
 
 
+def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """The shape of a constant, whose dimensions are all numbers."""
+    return tuple(d for d in tensor.shape if isinstance(d, int))
+
+
+def reading(tensor: ir.TensorProtocol, function: Callable[[Array], Array]) -> Array:
+    """What a function makes of a tensor's array; a file that was mapped for it is unmapped again.
+
+    The function must not give back a view of the array.
+    """
+    result = function(tensor.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return result
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The only element of a constant; None where it is not constant or has several elements."""
     tensor = constant_tensor(value)
@@ -149,7 +165,7 @@ def initializer(graph: ir.Graph, names: Names, name: str, array: Array | ir.Tens
         else array
     )
     value = ir.Value(
-        name=unique, const_value=tensor, shape=ir.Shape(tuple(tensor.shape)), type=ir.TensorType(tensor.dtype)
+        name=unique, const_value=tensor, shape=ir.Shape(shape_of(tensor)), type=ir.TensorType(tensor.dtype)
     )
     graph.register_initializer(value)
     return value

@@ -6,16 +6,15 @@ the layers that hurt most on their own stay in float, as few as reach it.
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators, pipeline, qdq, runtime
+from qcomp import operators, pipeline, qdq, runtime
 from qcomp.calibration.data import Samples
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import OptionError

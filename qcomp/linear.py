@@ -66,7 +66,7 @@ class Linear:
         """Their shape, without loading them."""
         tensor = graph.constant_tensor(self.node.inputs[1])
         assert tensor is not None
-        return tuple(int(d) for d in tensor.shape)
+        return graph.shape_of(tensor)
 
     @property
     def groups(self) -> int:

@@ -51,6 +51,8 @@ class LinearWriter:
         assert activation is not None
         index, bias = _bias(node, last)
         array = graph.constant(bias)
+        if last is not node and not _becomes_gemm(node):
+            array = None
         scale = float(activation.scale.reshape(()))
         params = self._quantize_weight(node, np.zeros(0) if array is None else np.abs(array).astype("f8") / scale)
         if array is not None and bias is not None:
@@ -76,7 +78,7 @@ class LinearWriter:
         tensor = graph.constant_tensor(weight)
         assert weight is not None
         assert tensor is not None
-        axis = operators.weight_axis(node, tuple(tensor.shape)) if self._per_channel else None
+        axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._per_channel else None
         key = (id(weight), axis)
         if key not in self._done or bias_steps.size:
             params = self._params(tensor, axis, bias_steps)
@@ -89,15 +91,24 @@ class LinearWriter:
         return params
 
     def _params(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> QParams:
-        array = tensor.numpy()
-        rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-        reach = ranges.weight_reach(rows, self._qtype, search=self._search)
-        if isinstance(tensor, ir.ExternalTensor):
-            tensor.release()
+        reach = graph.reading(tensor, lambda array: self._reach(array, axis))
         if bias_steps.size:
             needed = bias_steps / BIAS_LIMIT * self._qtype.qmax
             reach = np.maximum(reach, needed.max(keepdims=True) if axis is None else needed)
         return QParams.symmetric(reach, self._qtype, axis)
+
+    def _reach(self, array: Array, axis: int | None) -> Array:
+        rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        return ranges.weight_reach(rows, self._qtype, search=self._search)
+
+
+def _becomes_gemm(node: ir.Node) -> bool:
+    """Whether ONNX Runtime makes one Gemm of a MatMul and the Add of its bias, as it does where shapes are static.
+
+    Then the bias must be int32 behind a DequantizeLinear, or nothing fuses and the layer runs in float; elsewhere it
+    stays in float, where it fuses with what follows (BiasGelu, SkipLayerNormalization).
+    """
+    return None not in (graph.static_shape(node.inputs[0]) or (None,))
 
 
 def _bias(node: ir.Node, last: ir.Node) -> tuple[int, ir.Value | None]:

@@ -24,7 +24,7 @@ from qcomp.errors import OptionError, PassError, QcompError
 
 logger = logging.getLogger(__name__)
 
-_FLOAT_REWRITES = "clean-up,fold-batchnorm,fold-affine,fold-pad"
+_FLOAT_REWRITES = "clean-up,fold-gemm,fold-batchnorm,fold-affine,fold-pad"
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
     1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",
@@ -55,7 +55,7 @@ class Pass:
 
     def __str__(self) -> str:
         changed = [
-            f"{f.name}={_written(getattr(self, f.name))}"
+            f"{f.name}={written(getattr(self, f.name))}"
             for f in dataclasses.fields(self)
             if getattr(self, f.name) != f.default
         ]
@@ -140,7 +140,7 @@ def override(passes: Iterable[Pass], **options: Any) -> list[Pass]:
 def run(
     model: ir.Model,
     passes: Sequence[Pass],
-    hooks: Hooks = Hooks(),  # noqa: B008 - frozen
+    hooks: Hooks = Hooks(),
     stats: Statistics | None = None,
 ) -> Statistics:
     """Run the passes in order, verifying the graph after each one.
@@ -248,7 +248,8 @@ def _convert(text: str, kind: Any, where: str) -> Any:
         raise OptionError(f"{text!r} is not of type {kind.__name__}", where=where) from error
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """The value of an option as a line of passes has it."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

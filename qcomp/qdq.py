@@ -80,7 +80,9 @@ class Writer:
         after: ir.Value,
     ) -> ir.Value:
         """A node with one output of the shape of its first input, right behind the producer of ``after``."""
-        out = ir.Value(name=self.names.fresh(name), shape=inputs[0].shape, type=dtype and ir.TensorType(dtype))
+        out = ir.Value(
+            name=self.names.fresh(name), shape=inputs[0].shape, type=None if dtype is None else ir.TensorType(dtype)
+        )
         node = ir.node(op, inputs, attributes, outputs=[out], name=self.names.fresh(f"{name}_{op}"))
         producer = after.producer()
         if producer is not None:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 
 from qcomp import files
 from qcomp.calibration.data import InputSpec
-from qcomp.errors import ModelError
+from qcomp.errors import DataError, ModelError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
@@ -69,21 +69,56 @@ def _from_memory(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceS
 
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """Name, dtype and shape of each input; a dynamic dimension is None or its symbol."""
+    values = [value for value in model.graph.inputs if not value.is_initializer()]
     return [
         InputSpec(
             name=str(value.name),
             dtype=np.dtype((value.dtype or ir.DataType.FLOAT).numpy()),
             shape=tuple(d if isinstance(d, int) else (d.value or None) for d in (value.shape or ())),
         )
-        for value in model.graph.inputs
+        for value in values
     ]
+
+
+def run(runner: ort.InferenceSession, names: Sequence[str], feeds: Feeds) -> list[Array]:
+    """The named outputs of one batch.
+
+    Raises:
+        DataError: the samples do not run through the model.
+    """
+    if not names:
+        return []
+    try:
+        results: list[Array] = runner.run(list(names), feeds)
+    except Exception as error:
+        reason = (str(error).splitlines() or ["?"])[0]
+        raise DataError(f"the samples do not run through the model: {reason}", hint="see qcomp inspect") from error
+    return results
 
 
 def run_batches(runner: ort.InferenceSession, batches: Iterable[Feeds], names: Sequence[str] = ()) -> dict[str, Array]:
     """Run every batch and join the outputs along the first axis; for outputs that fit in memory."""
     wanted = list(names) or [output.name for output in runner.get_outputs()]
-    parts = [runner.run(wanted, feeds) for feeds in batches]
+    parts = [run(runner, wanted, feeds) for feeds in batches]
     return {name: joined([part[i] for part in parts]) for i, name in enumerate(wanted)}
+
+
+def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A clone whose outputs are the named values alone; without names, its first input, for there must be one.
+
+    Raises:
+        ModelError: no operator computes such a value.
+    """
+    clone = model.clone()
+    values = {str(value.name): value for node in clone.graph for value in node.outputs}
+    clone.graph.outputs.clear()
+    for name in names:
+        if name not in values:
+            raise ModelError(f"no operator computes the value {name!r}")
+        clone.graph.outputs.append(values[name])
+    if not names:
+        clone.graph.outputs.extend(clone.graph.inputs[:1])
+    return clone
 
 
 def joined(parts: Sequence[Array]) -> Array:

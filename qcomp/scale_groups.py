@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ class Ranges:
             where = graph.describe(producer) if producer is not None else f"input {value.name!r}"
             raise CalibrationError(f"no statistics of {value.name!r}", where=where, hint="give calibration data")
         low, high = ranges.method(self.method)(histogram, self.qtype)
-        return (operators.LEAST_OUTPUT[kind] if kind in operators.LEAST_OUTPUT else low), high
+        return operators.LEAST_OUTPUT.get(kind, low), high
 
 
 def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges) -> dict[int, tuple[QParams, ir.Value]]:
@@ -58,7 +57,7 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
     Values that operators of `Role.SAME_SCALE` connect share one object: connected components of a throw-away graph.
     """
     members = {id(v): v for v in values}
-    links: nx.Graph = nx.Graph()
+    links: nx.Graph[int] = nx.Graph()
     links.add_nodes_from(members)
     copies: set[int] = set()
     for node in nodes:
@@ -96,5 +95,4 @@ def _union(found: Iterable[Range]) -> Range:
     low, high = 0.0, 0.0
     for a, b in found:
         low, high = min(low, a), max(high, b)
-    assert math.isfinite(low) and math.isfinite(high)
     return low, high

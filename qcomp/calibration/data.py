@@ -11,26 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcomp.calibration.images import (
-    PRESETS,
-    SUFFIXES,
-    InputSpec,
-    Preprocess,
-    cast,
-    check_fits,
-    image_pieces,
-    listed,
-)
-from qcomp.calibration.labels import (
-    Chunk,
-    check_labels,
-    check_piece,
-    empty_data,
-    load_labels,
-    matched,
-    reading,
-    stored_chunks,
-)
+from qcomp.calibration.arrays import Chunk, check_piece, empty_data, matched, reading, stored_chunks
+from qcomp.calibration.fit import InputSpec, cast, check_fits, listed
+from qcomp.calibration.images import PRESETS, SUFFIXES, Preprocess, image_pieces
+from qcomp.calibration.labels import check_labels, load_labels
 from qcomp.errors import DataError, OptionError
 
 __all__ = ["PRESETS", "InputSpec", "Preprocess", "Samples", "check_labels", "load_labels", "open_data"]

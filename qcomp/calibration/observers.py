@@ -80,9 +80,9 @@ class DistributionState:
         Raises:
             NotFiniteError: a value is NaN or infinite.
         """
-        rows = batch.reshape(batch.shape[0], -1) if batch.ndim else batch.reshape(1, 1)
-        if not rows.size:
+        if not batch.size:
             return
+        rows = batch.reshape(batch.shape[0], -1) if batch.ndim else batch.reshape(1, 1)
         low, high = float(rows.min()), float(rows.max())
         if not np.isfinite([low, high]).all():
             raise NotFiniteError(int(np.argmin(np.isfinite(rows).all(axis=1))))
@@ -108,7 +108,8 @@ class PatchMean:
         kernel, strides, dilations: one entry a spatial axis.
         pads: begins, then ends, as in ONNX.
 
-    The state's ``mean`` is float64 ``(channels, *kernel)``. Since convolution is linear, the mean output is the weights times it, exactly.
+    The state's ``mean`` is float64 ``(channels, *kernel)``. Since convolution is linear, the mean output is the weights
+    times it, exactly.
     """
 
     kernel: tuple[int, ...]
@@ -181,10 +182,12 @@ class ChannelMeanState(MeanState):
 
     def update(self, batch: Array) -> None:
         """Take in a float array of any rank above the axis."""
+        if not batch.size:
+            return
         axis = self._axis % batch.ndim
-        others = tuple(i for i in range(batch.ndim) if i != axis)
-        self.total = self.total + batch.sum(axis=others, dtype=np.float64)
-        self.count += batch.size // max(batch.shape[axis], 1)
+        rows = batch.reshape(*batch.shape[: axis + 1], -1).sum(axis=-1, dtype=np.float32)
+        self.total = self.total + rows.reshape(-1, batch.shape[axis]).sum(axis=0, dtype=np.float64)
+        self.count += batch.size // batch.shape[axis]
 
 
 @dataclass
@@ -230,12 +233,10 @@ class Statistics:
         self.samples += samples
 
 
-def _not_finite(value: ir.Value, before: int, error: ValueError) -> CalibrationError:
+def _not_finite(value: ir.Value, sample: int) -> CalibrationError:
     node = value.producer()
-    where = f"{node.op_type} {node.name!r}" if node is not None else f"input {value.name!r}"
-    index = str(error)
     return CalibrationError(
-        f"its value {value.name!r} is NaN or infinite for sample {before + int(index)}" if index.isdigit() else index,
-        where=where,
-        hint="check that sample, or keep the operator in float with --keep",
+        f"its value {value.name!r} is NaN or infinite for sample {sample}",
+        where=f"{node.op_type} {node.name!r}" if node is not None else f"input {value.name!r}",
+        hint="check that sample: the float model itself computes it",
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BINS = 8192
+_LEAST = -40
 
 
 class Histogram:
@@ -29,9 +30,9 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._widen(_exponent(max(abs(low), abs(high))))
         assert self.exponent is not None
-        per_unit = np.float32(np.ldexp(BINS / 2, -self.exponent))
-        index = (sample.ravel() * per_unit + np.float32(BINS / 2)).astype(np.int32)
-        self.counts += np.bincount(np.minimum(index, BINS - 1), minlength=BINS)
+        per_unit = np.ldexp(BINS / 2, -self.exponent)  # float64: in float32 a small value could round into the next bin
+        index = np.floor(sample.ravel() * per_unit).astype(np.int64) + BINS // 2
+        self.counts += np.bincount(index, minlength=BINS)
         self.zeros += int(sample.size - np.count_nonzero(sample))
 
     def merge(self, other: Histogram) -> None:
@@ -78,8 +79,8 @@ class Histogram:
 
 
 def _exponent(largest: float) -> int:
-    """The least exponent with ``largest < 2**exponent``; at least -40, so that a zero tensor has a range."""
-    return max(int(np.frexp(largest)[1]), -40)
+    """The least exponent with ``largest < 2**exponent``; at least `_LEAST`, so that a zero tensor has a range."""
+    return max(int(np.frexp(largest)[1]), _LEAST) if largest else _LEAST
 
 
 def _doubled(counts: Array, times: int) -> Array:

@@ -54,18 +54,23 @@ class QParams:
     def asymmetric(cls, low: float, high: float, qtype: QType) -> QParams:
         """Per tensor, for values in ``[low, high]``; zero is widened into the range and exactly representable.
 
-        The zero point is even, so that an addition that rounds after adding it agrees with one that rounds before.
+        The zero point is even, so that an addition that rounds after adding it agrees with one that rounds before:
+        of the two even ones around the ideal, that with the finer scale. The range is covered to within one step.
         """
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = _usable((high - low) / qtype.levels)
-        zero_point = int(np.clip(2 * np.rint((qtype.qmin - low / scale) / 2), qtype.qmin, qtype.qmax))
-        scale = _usable(max(high / max(qtype.qmax - zero_point, 1), -low / max(zero_point - qtype.qmin, 1)))
-        return cls(qtype, np.asarray(scale, np.float32), np.asarray(zero_point, qtype.container))
+        ideal = qtype.qmin - low / _usable((high - low) / qtype.levels)
+        below = 2 * int(np.floor(ideal / 2))
+        scale, zero_point = min(
+            (max(high / max(qtype.qmax - even, 1), -low / max(even - qtype.qmin, 1)), even)
+            for even in (below, below + 2)
+            if qtype.qmin <= even <= qtype.qmax
+        )
+        return cls(qtype, np.asarray(_usable(scale), np.float32), np.asarray(zero_point, qtype.container))
 
     @classmethod
     def symmetric(cls, largest: FloatArray, qtype: QType, axis: int | None = None) -> QParams:
         """Zero point 0, for values of magnitude up to ``largest`` (scalar, or a vector along the axis)."""
-        scale = np.asarray([_usable(x / qtype.qmax) for x in np.ravel(largest)], np.float32)
+        scale = np.asarray([_usable(float(x) / qtype.qmax) for x in np.ravel(largest)], np.float32)
         shape = () if axis is None else scale.shape
         return cls(qtype, scale.reshape(shape), np.zeros(shape, qtype.container), axis)
 
@@ -86,20 +91,25 @@ class QParams:
         Returns:
             Integers of the type's container, the same shape.
         """
-        scaled = np.rint(real.astype(np.float32, copy=False) / self.broadcast(self.scale, real.ndim))
+        with np.errstate(over="ignore"):
+            scaled = np.rint(real.astype(np.float32, copy=False) / self.broadcast(self.scale, real.ndim))
         shifted = scaled + self.broadcast(self.zero_point, real.ndim).astype(np.float32)
-        return np.clip(shifted, self.qtype.qmin, self.qtype.qmax).astype(self.qtype.container)
+        integers: IntArray = np.clip(shifted, self.qtype.qmin, self.qtype.qmax).astype(self.qtype.container)
+        return integers
 
     def dequantize(self, integers: IntArray) -> FloatArray:
         """``scale * (q - zero_point)`` in float32: ONNX's DequantizeLinear."""
         wide = integers.astype(np.int32) - self.broadcast(self.zero_point, integers.ndim).astype(np.int32)
-        real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.ndim)
+        with np.errstate(over="ignore"):
+            real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.ndim)
         return real
 
 
 def _usable(scale: float) -> float:
     """A scale that float32 holds; 1 where all values are zero, so that nothing is divided by it."""
     value = float(np.float32(scale))
+    if not np.isfinite(value):
+        raise ValueError(f"C1: every scale is finite and greater than zero, not {value}")
     if value == 0:
         return 1.0
     return max(value, TINY)

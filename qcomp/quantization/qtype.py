@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ class QType:
         return self.qmax - self.qmin
 
     @property
-    def container(self) -> np.dtype[np.generic]:
+    def container(self) -> np.dtype[np.integer[Any]]:
         """The NumPy type that holds the integers: int8, uint8, int16 or uint16."""
         return np.dtype(f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}")
 

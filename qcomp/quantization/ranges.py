@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qcomp.errors import OptionError
-from qcomp.quantization.histogram import Array, Histogram
+from qcomp.quantization.histogram import BINS, Array, Histogram
 from qcomp.quantization.qtype import QType
 
 Range = tuple[float, float]
@@ -57,13 +57,14 @@ def mse(histogram: Histogram, qtype: QType) -> Range:
 def entropy(histogram: Histogram, qtype: QType) -> Range:
     """The range whose quantized distribution has the least Kullback-Leibler divergence from the clipped one.
 
-    Migacz, "8-bit inference with TensorRT" (GTC 2017), for ranges with two ends, which shrink together; the
-    histogram has at least eight bins a level at 8 bits, without which there would be nothing to search.
+    Migacz, "8-bit inference with TensorRT" (GTC 2017), for ranges with two ends, found one after the other, the
+    longer first; the histogram has several bins a level at 8 bits, without which there would be nothing to search.
     """
     low, high = minmax(histogram, qtype)
-    divergences = [_divergence(histogram, fraction * low, fraction * high, qtype.levels + 1) for fraction in CANDIDATES]
-    best = CANDIDATES[int(np.argmin(divergences))]
-    return float(best * low), float(best * high)
+    for upper in (True, False) if high >= -low else (False, True):
+        ends = [(low, high * x) if upper else (low * x, high) for x in CANDIDATES]
+        low, high = min(ends, key=lambda r: _divergence(histogram, r[0], r[1], qtype.levels + 1))
+    return float(low), float(high)
 
 
 METHODS: dict[str, Callable[[Histogram, QType], Range]] = {
@@ -105,17 +106,25 @@ def _clipped(histogram: Histogram, cumulative: Array, bounds: Array, *, upper: b
 
 def _divergence(histogram: Histogram, low: float, high: float, levels: int) -> float:
     edges = histogram.edges
-    first, last = np.searchsorted(edges, low, "right") - 1, np.searchsorted(edges, high, "left")
-    first, last = max(int(first), 0), max(int(last), int(first) + 1)
-    inside = histogram.counts[first:last].astype(np.float64)
+    first = int(np.searchsorted(edges, low, "right")) - 1
+    last = int(np.searchsorted(edges, high, "right"))
+    counts = _without_zeros(histogram)
+    inside = counts[first:last].astype(np.float64)
     reference = inside.copy()
-    reference[0] += histogram.counts[:first].sum()
-    reference[-1] += histogram.counts[last:].sum()
+    reference[0] += counts[:first].sum()
+    reference[-1] += counts[last:].sum()
     level = np.minimum(np.arange(inside.size) * levels // inside.size, levels - 1)
     mass = np.bincount(level, inside, levels)
     filled = np.bincount(level, inside > 0, levels)
     quantized = np.where(inside > 0, (mass / np.maximum(filled, 1))[level], 0.0)
     return _kullback_leibler(reference, quantized)
+
+
+def _without_zeros(histogram: Histogram) -> Array:
+    """The counts of all values but exact zeros, which every range represents: after a Relu they would decide all."""
+    counts = histogram.counts.copy()
+    counts[BINS // 2] -= histogram.zeros
+    return counts
 
 
 def _kullback_leibler(p: Array, q: Array) -> float:
@@ -138,11 +147,12 @@ def weight_reach(rows: Array, qtype: QType, *, search: bool) -> Array:
     Returns:
         float32 ``(channels,)``.
     """
-    largest = np.abs(rows).max(axis=1, initial=0.0)
+    largest: Array = np.abs(rows).max(axis=1, initial=0.0)
     if not search:
         return largest
-    best, least = largest.copy(), np.full(largest.shape, np.inf)
-    for fraction in np.linspace(1.0, 0.4, 25):
+    best: Array = largest.copy()
+    least = np.full(largest.shape, np.inf)
+    for fraction in np.linspace(1.0, 0.4, 25, dtype=np.float32):
         reach = fraction * largest
         step = np.where(reach > 0, reach / qtype.qmax, 1.0)[:, None]
         rounded = np.clip(np.rint(rows / step), qtype.qmin, qtype.qmax) * step

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def describe(
         if is_quantized(node):
             counts[node.op_type] += 1
         macs[is_quantized(node)] += operators.macs(node)
-    notes = []
+    notes = [*_idle_patterns(model, quantized, line)]
     if passes is None and level in pipeline.EQUAL_TO_O1:
         notes.append(f"-O{level} has no passes of its own yet: it ran the line of -O1")
     return Report(
@@ -109,6 +110,24 @@ def in_float(quantized: ir.Model) -> list[FloatOperator]:
     """The operators that stayed in float, with the noted reason."""
     found = [(n, reason) for n in quantized.graph if (reason := qdq.why_float(n)) is not None]
     return [FloatOperator(node.op_type, str(node.name), reason) for node, reason in found]
+
+
+def _idle_patterns(model: ir.Model, quantized: ir.Model, line: Sequence[Pass]) -> list[str]:
+    """A note on every pattern of operators to keep in float that keeps none."""
+    kept = [node for node in quantized.graph if qdq.why_float(node) is not None]
+    notes = []
+    for pattern in dict.fromkeys(p for step in line for p in getattr(step, "keep", ())):
+        if any(_matches(node, pattern) for node in kept):
+            continue
+        found = next((node for node in model.graph if _matches(node, pattern)), None)
+        why = "matches no operator" if found is None else f"keeps nothing: {graph.describe(found)} is part of another"
+        notes.append(f"--keep {pattern!r} {why}; `qcomp inspect -v` lists all names")
+    return notes
+
+
+def _matches(node: ir.Node, pattern: str) -> bool:
+    names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _plain(value: Any) -> Any:

@@ -169,7 +169,7 @@ def feeds(model: ir.Model, seed: int, batch: int = 3) -> dict[str, np.ndarray]:
     """Normal random inputs; dynamic dimensions are ``batch``."""
     rng = np.random.default_rng(seed)
     shapes = {str(v.name): [d if isinstance(d, int) else batch for d in v.shape or ()] for v in model.graph.inputs}
-    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in shapes.items()}
 
 
 def run(model: ir.Model, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,0 +1,5 @@
+"""``python -m qcomp`` is the command line."""
+
+from qcomp.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""``qcomp compile``: float ONNX in, quantized artefact out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qcomp import registry
+from qcomp.commands.options import DataOptions, Settings, data_options, verbose_option
+from qcomp.errors import OptionError, OutputError
+
+if TYPE_CHECKING:
+    from qcomp.compiler import Compiled
+
+_BACKENDS = ", ".join(registry.names("backends"))
+
+
+@click.command(name="compile")
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Where to write the result.")
+@data_options
+@click.option("-O", "level", type=int, default=1, show_default=True, metavar="0..3", help="The line of passes: -O1.")
+@click.option("--to", default="onnxruntime", show_default=True, metavar="BACKEND", help=f"One of {_BACKENDS}.")
+@click.option("--weights", metavar="TYPE", help="int2 to int8.  [default: int8]")
+@click.option("--activations", metavar="TYPE", help="uint8, int8, uint16, ..., or none.  [default: uint8]")
+@click.option("--keep", multiple=True, metavar="GLOB", help="Operators to keep in float, by name or type; repeatable.")
+@click.option("--guard", type=float, metavar="DB", help="Keep layers in float until the outputs have this SQNR.")
+@click.option("--verify", is_flag=True, help="Hold every pass to its tolerance on sample inputs.")
+@click.option("--passes", metavar="LINE", help="A line of passes in place of that of -O.")
+@click.option("--print-passes", is_flag=True, help="Print the line of passes and stop.")
+@click.option("--dump", type=click.Path(path_type=Path), metavar="DIR", help="Write the model after every pass.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON.")
+@verbose_option
+@click.pass_obj
+def command(
+    settings: Settings,
+    /,
+    model: str,
+    data: DataOptions,
+    out: Path | None,
+    guard: float | None,
+    print_passes: bool,
+    report: Path | None,
+    **line: Any,
+) -> None:
+    """Quantize the float ONNX MODEL with samples of its inputs.
+
+    \b
+      qcomp compile model.onnx -o model.int8.onnx --data samples.npz
+      qcomp compile model.onnx -o model.int8.onnx --data photos/ --preprocess imagenet
+      qcomp compile model.onnx -o small.onnx --weights int8 --activations none
+
+    DATA is an .npz with an array [samples, ...] by the name of each input; with one input, an .npy or a folder
+    of images will do. A few hundred samples are enough (the first 512 are used). `qcomp inspect MODEL` shows the
+    inputs.
+    """
+    if print_passes:
+        _print_passes(line)
+        return
+    _check_places(model, out, report)
+    compiled = _compile(model, data, out, guard, line, shown=not settings.verbose)
+    if report is not None:
+        report.write_text(compiled.report.to_json() + "\n", encoding="utf-8")
+    _show(compiled, model, data.data, guard, every=settings.verbose)
+
+
+def _check_places(model: str, out: Path | None, report: Path | None) -> None:
+    """Fail before the work is done."""
+    from qcomp import files
+
+    if out is None:
+        raise OptionError("no place for the result", where="compile", hint="give -o OUT")
+    files.check_writable(out)
+    if out.resolve() == Path(model).resolve():
+        raise OutputError("is the model itself", where=str(out), hint="give another name")
+    if report is not None:
+        files.check_writable(report)
+
+
+def _compile(
+    model: str, data: DataOptions, out: Path | None, guard: float | None, line: dict[str, Any], *, shown: bool
+) -> Compiled:
+    from qcomp import compiler
+    from qcomp.report import console
+
+    limit = data.samples or compiler.DEFAULT_SAMPLES
+    with console.progress("Calibrating", limit, shown=shown and data.data is not None) as progress:
+        return compiler.compile(
+            model,
+            data.data,
+            out,
+            samples=limit,
+            batch=data.batch,
+            threads=data.threads,
+            preprocess=data.preprocessing(),
+            guard_db=guard,
+            progress=progress,
+            **line,
+        )
+
+
+def _show(compiled: Compiled, model: str, data: str | None, guard: float | None, *, every: bool) -> None:
+    from qcomp import runtime
+    from qcomp.report import compilation
+
+    compilation.show(compiled.report, name=Path(model).name, bound=guard, every=every)
+    main = compiled.files[0]
+    if main.suffix == ".onnx":
+        compilation.show_use(main, [spec.name for spec in runtime.input_specs(compiled.model)], data)
+
+
+def _print_passes(line: dict[str, Any]) -> None:
+    """Print the passes with their options, then the line to copy."""
+    from qcomp import compiler, pipeline
+
+    passes_of: Callable[..., list[pipeline.Pass]] = compiler.passes_of
+    options = {name: line[name] for name in ("passes", "weights", "activations", "keep")}
+    steps = passes_of(line["level"], pipeline.parse_backend(line["to"]), **options)
+    for step in steps:
+        _print_pass(step)
+    others = sorted(set(registry.names("passes")) - {step.name() for step in steps})
+    if others:
+        click.echo(f"not in this line: {', '.join(others)}")
+    click.echo(f"--passes '{','.join(map(str, steps))}'")
+
+
+def _print_pass(step: Any) -> None:
+    import dataclasses
+
+    from qcomp import pipeline
+
+    click.echo(step.name())
+    click.echo(f"    {(step.__doc__ or '').strip().splitlines()[0]}")
+    values = [f"{f.name}={pipeline.written(getattr(step, f.name))}" for f in dataclasses.fields(step)]
+    if values:
+        click.echo(f"    {{{' '.join(values)}}}")
