@@ -82,7 +82,7 @@ def _computes_floats(node: ir.Node) -> bool:
 
 def _kept(node: ir.Node, keep: tuple[str, ...]) -> str | None:
     names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
-    pattern = next((p for p in keep if any(fnmatch.fnmatchcase(name, p) for name in names)), None)
+    pattern = next((p for p in keep if p in names or any(fnmatch.fnmatchcase(name, p) for name in names)), None)
     return None if pattern is None else f"kept by {pattern!r}"
 
 

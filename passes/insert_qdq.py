@@ -7,7 +7,8 @@ Every operator without a reason to stay in float gets its activations, weight an
 - biases as int32 with the scale ``x_scale * w_scale``, which must hold them: where it is too fine (dead channels),
   that channel's weight scale grows;
 - a Relu or Clip that only bounds what an operator computes is absorbed by the quantized range;
-- Pad, and a Relu or Clip whose input others read too, stand on the integers.
+- Pad, and a Relu or Clip whose input others read too, stand on the integers, of 8 bits: for 16 ONNX Runtime has no
+  kernel, and they stay between DequantizeLinear and QuantizeLinear.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class InsertQdq(Pass):
             return linear.weights_only(nodes)
         activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
         finder = scale_groups.Ranges(stats, self.ranges, activation_type)
-        _Insertion(model.graph, nodes, writer, linear).run(finder)
+        _Insertion(model.graph, nodes, writer, linear, bits=activation_type.bits).run(finder)
         return bool(nodes)
 
 
@@ -79,7 +80,10 @@ def _runs_in_integers(node: ir.Node) -> bool:
 class _Insertion:
     """One run of the pass: which values are quantized, with what scale, and the edits."""
 
-    def __init__(self, target: ir.Graph, nodes: list[ir.Node], writer: qdq.Writer, linear: LinearWriter) -> None:
+    def __init__(
+        self, target: ir.Graph, nodes: list[ir.Node], writer: qdq.Writer, linear: LinearWriter, *, bits: int
+    ) -> None:
+        self.on_integers = (Role.CLAMP, Role.ON_INTEGERS) if bits <= 8 else ()
         self.graph, self.nodes, self.writer, self.linear = target, nodes, writer, linear
         self.inside = {id(n) for n in nodes}
         self.absorbed = {id(clamp): node for node in nodes if (clamp := self._absorbs(node)) is not None}
@@ -147,24 +151,28 @@ class _Insertion:
             return
         row = operators.find(node)
         assert row is not None
-        if row.role in (Role.CLAMP, Role.ON_INTEGERS):
+        if row.role in self.on_integers:
             self._move_onto_integers(node)
             return
+        last, result = self._last(node), self._result(node)  # a quantized weight no longer shows what is its bias
         if row.role is Role.LINEAR:
-            self.linear.quantize(node, self._last(node))
+            self.linear.quantize(node, last)
         if len(node.outputs) > 1:
             for out in node.outputs:
                 if id(out) in self.scales:
                     self._insert(out, out)
-        elif id(self._result(node)) in self.scales:
-            self._insert(self._last(node).outputs[0], self._result(node))
+        elif id(result) in self.scales:
+            self._insert(last.outputs[0], result)
 
     def _insert(self, raw: ir.Value, value: ir.Value) -> None:
         """Quantize ``raw`` and let its dequantized form stand for ``value`` (what an absorbed clamp computes)."""
         scale, name = self.scales[id(value)], str(value.name)
         users = tuple(value.uses())
-        integers = self.writer.quantize(raw, scale, name)
         bounds = self._needed_bounds(raw, value, scale.params)
+        if bounds is not None and not self.on_integers:
+            self.absorbed.pop(id(value.producer()))
+            raw, bounds = value, None
+        integers = self.writer.quantize(raw, scale, name)
         if bounds is not None:
             integers = self.writer.clip(integers, *bounds, scale, name)
         self._stand_for(value, integers, users)
@@ -192,7 +200,7 @@ class _Insertion:
     def _reads(self, user: ir.Node, index: int, value: ir.Value, *, everybody: bool) -> bool:
         """Whether a reader of a value must read its dequantized form: not those that will read the integers."""
         row = operators.find(user) if id(user) in self.inside else None
-        if row is not None and row.role in (Role.CLAMP, Role.ON_INTEGERS):
+        if row is not None and row.role in self.on_integers:
             return False
         return everybody or (row is not None and (index, value) in operators.activations(user))
 
@@ -218,7 +226,8 @@ class _Insertion:
     def _integer_bounds(self, params: QParams, bounds: tuple[float, float]) -> tuple[int, int]:
         """Real bounds as integers; one that lies within half a step of the type's end is that end."""
         steps = [round(max(min(b / float(params.scale), 1e9), -1e9)) + int(params.zero_point) for b in bounds]
-        return max(steps[0], params.qtype.qmin), min(steps[1], params.qtype.qmax)
+        low, high = (min(max(step, params.qtype.qmin), params.qtype.qmax) for step in steps)
+        return low, high
 
     def _move_onto_integers(self, node: ir.Node) -> None:
         """Pad, or a Relu or Clip: the node reads and gives the integers themselves."""

@@ -1,4 +1,4 @@
-"""Lower ConvTranspose to Conv, DepthToSpace and Slice, which have integer kernels where ConvTranspose has none.
+"""Lower ConvTranspose, which has no integer kernel, to a Conv of all phases and operators that move values.
 
 Along one axis, with stride s, kernel W of length k and pads ``begin`` and ``end``, ConvTranspose gives
 
@@ -10,18 +10,25 @@ convolution of x alone (Shi et al., Is the deconvolution layer the same as a con
     y_r[q] = sum_t x[q - t] W[r + d + s t],    t from -ceil(d / s) to floor((k - 1 - d) / s)
 
 that is a Conv with the flipped sub-kernel ``K_r[j] = W[r + d + s (P - j)]`` (zero outside of W), padded by
-``P = floor((k - 1 - d) / s)`` in front. The s * s phases of an output channel become neighbouring channels
-``channel * s * s + rh * s + rw``; DepthToSpace in mode CRD interleaves them; a Slice takes off the first ``begin - d``
-and some last positions. With ``d = 0`` there are ``T = ceil(k / s)`` taps. We take the largest d, for the least to
-crop, with as few taps: ``d <= min(begin, k - 1)`` where ``d mod s`` is 0 or more than ``(k - 1) mod s``. For
+``P = floor((k - 1 - d) / s)`` in front. With ``d = 0`` there are ``T = ceil(k / s)`` taps. We take the largest d, for
+the least to crop, with as few taps: ``d <= min(begin, k - 1)`` where ``d mod s`` is 0 or more than ``(k - 1) mod s``:
 
     k = 3, s = 2, pads 1, output_padding 1:   d = 1, T = 2, nothing to crop
     k = 4, s = 2, pads 1:                     d = 0, T = 2, one position to crop on each side
     s = 1:                                    d = begin, T = k: one Conv, padded by k - 1 - begin
 
-The Conv gives ``H + P + E - T + 1`` positions, of ``s (H - 1) + k + output_padding - begin - end`` that are wanted, so
-the padding E behind and the positions to crop behind do not depend on H: dynamic sizes work. A Relu or Clip behind the
-ConvTranspose, which commutes with what only moves values, follows the Conv, where a quantized range absorbs it.
+The s * s phases of an output channel become channels of the Conv, and the phases are interleaved
+
+- channels last: ``(N, H, W, rh * rw * channels) -> (N, H, W, rh, rw * channels) -> (N, H, rh, W, rw * channels)
+  -> (N, H * rh, W * rw, channels)``, where ONNX Runtime's integer Conv is channels last too, so that the outer
+  Transposes cancel and whole rows of ``rw * channels`` bytes move;
+- by DepthToSpace in mode CRD, with channels ``channel * s * s + rh * s + rw``, where there are groups, whose channels
+  must stay together, or where both H and W are dynamic, which the last Reshape could not say.
+
+A Slice takes off the first ``begin - d`` and some last positions. The Conv gives ``H + P + E - T + 1`` positions a
+phase, of ``s (H - 1) + k + output_padding - begin - end`` that are wanted, so the padding E behind and what is cropped
+behind do not depend on H. A Relu or Clip behind the ConvTranspose, which commutes with what only moves values, follows
+the Conv, where a quantized range absorbs it.
 """
 
 from __future__ import annotations
@@ -45,29 +52,51 @@ _TO_THE_END = np.iinfo(np.int64).max
 
 @dataclass(frozen=True)
 class LowerConvTranspose(Pass):
-    """Lower ConvTranspose to Conv and DepthToSpace: y_r[q] = sum_t x[q - t] W[r + s t].
+    """Lower ConvTranspose to Conv and moves: y_r[q] = sum_t x[q - t] W[r + s t].
 
-    Where k is no multiple of s the sub-kernels hold zeros, which cost: ``(s T / k)^2 - 1`` is the share of MACs added.
-    Integer MACs cost about a quarter of float ones, so up to thrice the MACs are worth it if the model is quantized.
+    It pays where the model is quantized; what stays in float becomes slower. Where k is no multiple of s the
+    sub-kernels hold zeros, which add ``(s T / k)^2 - 1`` times the MACs; an integer MAC costs about a quarter of a
+    float one.
 
     Args:
         waste: the largest share of MACs that may be added; beyond it the node stays.
+        group_channels: the fewest input channels of a group where there are several: integer kernels of narrower
+            groups are no faster.
     """
 
     waste: float = 2.0
+    group_channels: int = 16
     tolerance: ClassVar[float | None] = 1e-5
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         names = graph.Names(model.graph)
         gone = []
         for node in [n for n in model.graph if graph.is_op(n, "ConvTranspose")]:
-            phases = _phases(node, self.waste)
+            phases = self._phases(node)
             if isinstance(phases, str):
                 logger.info("%s: not lowered: %s", graph.describe(node), phases)
             else:
                 gone += _lower(node, phases, names)
         graph.remove(model.graph, gone)
         return bool(gone)
+
+    def _phases(self, node: ir.Node) -> _Phases | str:
+        """What the node becomes, or why it stays."""
+        weight, bias = graph.constant_tensor(node.inputs[1]), graph.constant(operators.bias_of(node))
+        if weight is None or (bias is None and operators.bias_of(node) is not None):
+            return "its weight or its bias is not constant"
+        kernel = tuple(weight.shape.numpy()[2:])
+        reason = _unlike(node, kernel)
+        if reason:
+            return reason
+        stride, groups = int(_pair(node, "strides", 1)[0]), int(graph.attribute(node, "group", 1))
+        high, wide = axes = _axes(node, kernel, stride)
+        added = stride**2 * high.taps * wide.taps / (kernel[0] * kernel[1]) - 1
+        if added > self.waste:
+            return f"zero taps would add {added:.1f} times its multiplications; the limit is waste={self.waste:g}"
+        if groups > 1 and weight.shape.numpy()[0] < groups * self.group_channels:
+            return f"its groups have fewer input channels than group_channels={self.group_channels}"
+        return _Phases(node, stride, groups, axes, weight.numpy(), bias)
 
 
 @dataclass(frozen=True)
@@ -110,19 +139,22 @@ class _Phases:
 
     Args:
         stride: s, of both axes.
+        groups: of channels.
         axes: height and width.
         weight, bias: its constants, ``(input channels, output channels of a group, kh, kw)`` and ``(channels,)``.
     """
 
     node: ir.Node
     stride: int
+    groups: int
     axes: tuple[_Axis, _Axis]
     weight: Array
     bias: Array | None
 
     @property
-    def groups(self) -> int:
-        return int(graph.attribute(self.node, "group", 1))
+    def channels_last(self) -> bool:
+        """Whether the channels of the Conv are ``(rh, rw, channel)``; else they are ``(channel, rh, rw)``."""
+        return self.groups == 1 and self.shape(1)[2:].count(None) < 2
 
     def kernel(self) -> Array:
         """The weight of the Conv, ``(channels * s * s, input channels of a group, taps, taps)``."""
@@ -131,8 +163,16 @@ class _Phases:
         zeros = [(0, 0), (0, 0), *((a.lead, self.stride * a.taps - k - a.lead) for a, k in pairs)]
         (high, wide), s = (a.taps for a in self.axes), self.stride
         split = np.pad(self.weight, zeros).reshape(self.groups, inputs // self.groups, outputs, high, s, wide, s)
-        flipped = split[:, :, :, ::-1, :, ::-1, :].transpose(0, 2, 4, 6, 1, 3, 5)
+        order = (4, 6, 0, 2, 1, 3, 5) if self.channels_last else (0, 2, 4, 6, 1, 3, 5)
+        flipped = split[:, :, :, ::-1, :, ::-1, :].transpose(order)
         return flipped.reshape(self.groups * outputs * s * s, inputs // self.groups, high, wide)
+
+    def repeated_bias(self) -> Array | None:
+        """The bias of the Conv, ``(channels * s * s,)``: each channel's for all its phases."""
+        if self.bias is None:
+            return None
+        count = self.stride**2
+        return np.tile(self.bias, count) if self.channels_last else np.repeat(self.bias, count)
 
     def shape(self, block: int) -> list[Any]:
         """The shape of the phases, as channels (block 1) or interleaved (block s); None where unknown."""
@@ -144,31 +184,18 @@ class _Phases:
         return [known[0], channels, *(None if n is None else n * block for n in lengths)]
 
 
-def _phases(node: ir.Node, waste: float) -> _Phases | str:
-    """What the node becomes, or why it stays."""
-    weight = graph.constant_tensor(node.inputs[1])
-    if weight is None or weight.dtype != ir.DataType.FLOAT or not operators.handles_floats(node):
-        return "its weight is not constant, or not all of it is known to be float32"
-    bias = graph.constant(operators.bias_of(node))
-    if operators.bias_of(node) is not None and bias is None:
-        return "its bias is not constant"
-    kernel = weight.shape.numpy()[2:]
-    reason = _unlike(node, kernel)
-    if reason:
-        return reason
-    stride = int(_pair(node, "strides", 1)[0])
+def _axes(node: ir.Node, kernel: tuple[int, ...], stride: int) -> tuple[_Axis, _Axis]:
     pads, extra = list(graph.attribute(node, "pads", ())) or [0] * 4, _pair(node, "output_padding", 0)
     high, wide = (_Axis.of(kernel[i], stride, int(pads[i]), int(pads[i + 2]), extra[i]) for i in (0, 1))
-    added = stride**2 * high.taps * wide.taps / (kernel[0] * kernel[1]) - 1
-    if added > waste:
-        return f"zero taps would add {added:.1f} times its multiplications; the limit is waste={waste:g}"
-    return _Phases(node, stride, (high, wide), weight.numpy(), bias)
+    return high, wide
 
 
 def _unlike(node: ir.Node, kernel: tuple[int, ...]) -> str:
     """Why the attributes do not allow it; empty where they do."""
     if len(kernel) != 2 or 0 in kernel:
         return "it is not two-dimensional"
+    if not (operators.handles_floats(node) and graph.is_float(node.inputs[1])):
+        return "its tensors are not known to be float32"
     if "output_shape" in node.attributes or graph.attribute(node, "auto_pad", "NOTSET") != "NOTSET":
         return "its pads follow from its size (auto_pad or output_shape)"
     if any(d != 1 for d in _pair(node, "dilations", 1)):
@@ -193,7 +220,9 @@ def _lower(node: ir.Node, phases: _Phases, names: graph.Names) -> list[ir.Node]:
     new = [_conv(phases, names)]
     if clamp is not None:
         new.append(_behind(new, clamp.op_type, clamp.inputs[1:], {}, names, phases.shape(1)))
-    if phases.stride > 1:
+    if phases.stride > 1 and phases.channels_last:
+        _interleave(new, phases, names)
+    elif phases.stride > 1:
         shuffle = {"blocksize": phases.stride, "mode": "CRD"}
         new.append(_behind(new, "DepthToSpace", [], shuffle, names, phases.shape(phases.stride)))
     if any(any(axis.crop) for axis in phases.axes):
@@ -216,13 +245,39 @@ def _conv(phases: _Phases, names: graph.Names) -> ir.Node:
     node, out = phases.node, str(phases.node.outputs[0].name)
     home = graph.main_graph(node)
     inputs = [node.inputs[0], graph.initializer(home, names, f"{out}_weight", phases.kernel())]
-    if phases.bias is not None:
-        repeated = np.repeat(phases.bias, phases.stride**2)
-        inputs.append(graph.initializer(home, names, f"{out}_bias", repeated))
+    bias = phases.repeated_bias()
+    if bias is not None:
+        inputs.append(graph.initializer(home, names, f"{out}_bias", bias))
     taps, pads = [a.taps for a in phases.axes], [a.pads[end] for end in (0, 1) for a in phases.axes]
     attributes: dict[str, Any] = {"kernel_shape": taps, "pads": pads, "strides": [1, 1], "group": phases.groups}
     result = _value(names.fresh(f"{out}_phases"), phases.shape(1))
     return ir.node("Conv", inputs, attributes, outputs=[result], name=node.name)
+
+
+def _interleave(new: list[ir.Node], phases: _Phases, names: graph.Names) -> None:
+    """Append the moves from phases as channels to phases interleaved, channels last."""
+    s, (batch, _, rows, columns), (_, channels, high, wide) = (
+        phases.stride,
+        phases.shape(1),
+        phases.shape(phases.stride),
+    )
+    depth = s * channels
+    _transpose(new, [0, 2, 3, 1], [batch, rows, columns, s * depth], names)
+    _reshape(new, [0, 0, 0, s, depth], [batch, rows, columns, s, depth], phases, names)
+    _transpose(new, [0, 1, 3, 2, 4], [batch, rows, s, columns, depth], names)
+    sizes = [0, *(-1 if n is None else n for n in (high, wide)), channels]
+    _reshape(new, sizes, [batch, high, wide, channels], phases, names)
+    _transpose(new, [0, 3, 1, 2], [batch, channels, high, wide], names)
+
+
+def _transpose(new: list[ir.Node], order: list[int], shape: list[Any], names: graph.Names) -> None:
+    new.append(_behind(new, "Transpose", [], {"perm": order}, names, shape))
+
+
+def _reshape(new: list[ir.Node], sizes: list[int], shape: list[Any], phases: _Phases, names: graph.Names) -> None:
+    home, name = graph.main_graph(phases.node), f"{phases.node.outputs[0].name}_shape"
+    constant = graph.initializer(home, names, name, np.array(sizes, np.int64))
+    new.append(_behind(new, "Reshape", [constant], {}, names, shape))
 
 
 def _crop(phases: _Phases, names: graph.Names) -> list[ir.Value]:

@@ -48,3 +48,8 @@ class UnsupportedError(QcompError):
 
 class PassError(QcompError):
     """A pass broke its contract: an invalid graph, or outputs that moved further than its tolerance."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says, in the length that fits into one of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -6,9 +6,8 @@ lie only inside the model's own folder. A result is written beside its place and
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -17,16 +16,24 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
 from qcomp import graph
-from qcomp.errors import ModelError, OutputError
+from qcomp.errors import ModelError, OutputError, first_line
+from qcomp.upgrade import NEEDED_OPSET, OPSET, opset, upgrade
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "NEEDED_OPSET",
+    "OPSET",
+    "check_writable",
+    "is_quantized",
+    "load",
+    "load_external",
+    "opset",
+    "prepare",
+    "read",
+    "save",
+    "upgrade",
+    "weight_bytes",
+]
 
-OPSET = 21
-"""The working opset: the first with 4-bit types and block-wise DequantizeLinear."""
-OLDEST_OPSET = 7
-NEEDED_OPSET = 13
-"""DequantizeLinear per channel; a model that cannot be upgraded this far is refused."""
-IR_VERSION = 10
 OWN_DOMAIN = "qcomp"
 EXTERNAL_BYTES = 1 << 28
 """Weights above this size go to a file of their own, tensor by tensor: protobuf would hold them in memory twice."""
@@ -54,23 +61,25 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
         ModelError: as `load`.
     """
     if isinstance(source, ir.Model):
-        return source.clone()
+        model = source.clone()
+        _load_attributes(model)
+        return model
     if isinstance(source, onnx.ModelProto):
         model = _from_proto(source, "the ModelProto")
         _check_external(model, None)
         return model
     path = Path(source)
     model = _from_proto(_parse(path), str(path))
-    ir.external_data.set_base_dir(model.graph, path.parent)
     _check_external(model, path)
+    _load_attributes(model)
     return model
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    if not path.is_file():
-        raise ModelError("no such file", where=str(path), hint="give the path of an .onnx file")
     try:
-        return onnx.load(path, load_external_data=False)
+        if not path.is_file():
+            raise ModelError("no such file", where=str(path), hint="give the path of an .onnx file")
+        return onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(
             "not an ONNX file, or a truncated one", where=str(path), hint="export or download it again"
@@ -85,7 +94,10 @@ def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     try:
         return ir.from_proto(proto)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = first_line(cause)
         raise ModelError(f"the ONNX graph is malformed: {reason}", where=where, hint="export it again") from error
 
 
@@ -93,10 +105,31 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     for value in graph.all_values(model.graph):
         if value.const_value is not None:
             yield value.const_value
-    for node in model.graph.all_nodes():
+    for node in _all_nodes(model):
         for attr in node.attributes.values():
-            if attr.type == ir.AttributeType.TENSOR and not attr.is_ref():
-                yield attr.value
+            yield from _tensors_of(attr)
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the graph, of its functions, and of all their subgraphs."""
+    for body in (model.graph, *model.functions.values()):
+        yield from body.all_nodes()
+
+
+def _tensors_of(attr: ir.Attr) -> Sequence[ir.TensorProtocol]:
+    if attr.is_ref() or attr.type not in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
+        return ()
+    return (attr.value,) if attr.type == ir.AttributeType.TENSOR else tuple(attr.value)
+
+
+def _load_attributes(model: ir.Model) -> None:
+    """Map the tensors of attributes into memory where they lie in other files: only weights stay outside."""
+    for node in _all_nodes(model):
+        for attr in tuple(node.attributes.values()):
+            if any(isinstance(tensor, ir.ExternalTensor) for tensor in _tensors_of(attr)):
+                loaded = [ir.Tensor(tensor.numpy(), name=tensor.name) for tensor in _tensors_of(attr)]
+                single = attr.type == ir.AttributeType.TENSOR
+                node.attributes[attr.name] = ir.Attr(attr.name, attr.type, loaded[0] if single else loaded)
 
 
 def _check_external(model: ir.Model, path: Path | None) -> None:
@@ -108,27 +141,26 @@ def _check_external(model: ir.Model, path: Path | None) -> None:
                     hint="give the path of the .onnx file",
                 )
             _check_external_tensor(tensor, path)
+            tensor.base_dir = path.parent
 
 
 def _check_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
-    where, name = str(path), tensor.name
+    where, name, location = str(path), tensor.name, str(tensor.location)
     folder = path.parent.resolve()
-    file = (folder / str(tensor.location)).resolve()
-    if not file.is_relative_to(folder):
-        raise ModelError(
-            f"the weights of {name!r} lie outside the model's folder, in {str(tensor.location)!r}",
-            where=where,
-            hint="put them beside the model",
-        )
-    if not file.is_file():
-        raise ModelError(f"the file of weights {str(tensor.location)!r} is missing", where=where, hint="copy it there")
+    try:
+        file = (folder / location).resolve()
+        inside, size = file.is_relative_to(folder), file.stat().st_size if file.is_file() else -1
+    except (OSError, RuntimeError, ValueError):  # too long a name, a loop of links, a zero byte
+        inside, size = True, -1
+    if not inside:
+        what = f"the weights of {name!r} lie outside the model's folder, in {location!r}"
+        raise ModelError(what, where=where, hint="put them beside the model")
+    if size < 0:
+        raise ModelError(f"the file of weights {location!r} is missing", where=where, hint="copy it there")
     offset, needed = tensor.offset or 0, tensor.nbytes
-    if offset < 0 or (tensor.length is not None and tensor.length != needed) or file.stat().st_size < offset + needed:
-        raise ModelError(
-            f"the file of weights {str(tensor.location)!r} is too short for {name!r}, or its length is wrong",
-            where=where,
-            hint="copy it again",
-        )
+    if offset < 0 or (tensor.length is not None and tensor.length != needed) or size < offset + needed:
+        what = f"the file of weights {location!r} is too short for {name!r}, or its length is wrong"
+        raise ModelError(what, where=where, hint="copy it again")
 
 
 def prepare(model: ir.Model) -> ir.Model:
@@ -143,7 +175,7 @@ def prepare(model: ir.Model) -> ir.Model:
     try:
         graph.infer_shapes(model)
     except Exception as error:
-        raise ModelError(f"onnx cannot infer its shapes: {_first_line(error)}", hint="check it with onnx") from error
+        raise ModelError(f"onnx cannot infer its shapes: {first_line(error)}", hint="check it with onnx") from error
     return model
 
 
@@ -152,58 +184,6 @@ def _sort(model: ir.Model) -> None:
         common.TopologicalSortPass()(model)
     except Exception as error:
         raise ModelError("the graph has a cycle", hint="export it again") from error
-
-
-def opset(model: ir.Model) -> int:
-    """The version of the default domain."""
-    imports = model.graph.opset_imports
-    return imports.get("", imports.get("ai.onnx", 1))
-
-
-def upgrade(model: ir.Model) -> ir.Model:
-    """The model at the working opset, by onnx's version converter; a newer one stays as it is.
-
-    Raises:
-        ModelError: it is older than opset 7, or onnx cannot convert it and it is older than opset 13.
-    """
-    version = opset(model)
-    model.ir_version = max(model.ir_version, IR_VERSION)
-    if version < OLDEST_OPSET:
-        raise ModelError(f"opset {version} is too old", hint=f"export it with opset {OLDEST_OPSET} or newer")
-    if version >= OPSET:
-        return model
-    if version < 9 and any(graph.is_op(node, "Scan") for node in model.graph.all_nodes()):
-        raise ModelError(f"onnx cannot upgrade Scan from opset {version}", hint="export it with opset 9 or newer")
-    try:
-        return _converted(model)
-    except Exception as error:
-        if version < NEEDED_OPSET:
-            raise ModelError(
-                f"onnx cannot upgrade it from opset {version} to {OPSET}: {_first_line(error)}",
-                hint=f"export it with opset {NEEDED_OPSET} or newer",
-            ) from error
-        logger.warning("stays at opset %d: onnx cannot upgrade it: %s", version, _first_line(error))
-        return model
-
-
-def _converted(model: ir.Model) -> ir.Model:
-    big = {v.name: v.const_value for v in model.graph.initializers.values() if v.const_value is not None}
-    inputs = {v.name for v in model.graph.inputs}
-    proto = graph.call_onnx(model, lambda m: onnx.version_converter.convert_version(m, OPSET))
-    converted = ir.from_proto(proto)
-    for value in [v for v in converted.graph.inputs if v.name not in inputs]:
-        converted.graph.inputs.remove(value)
-        value.const_value = big[value.name]
-        converted.graph.register_initializer(value)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
-    common.NameFixPass()(converted)
-    graph.verify(converted)
-    converted.functions.update(model.functions)
-    return converted
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger")
@@ -283,7 +263,11 @@ def check_writable(path: Path) -> None:
     Raises:
         OutputError: the path is a folder, or its folder is missing or not writable.
     """
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
+    if is_folder:
         raise OutputError("is a folder", where=str(path), hint="give the name of a file")
     if not path.parent.is_dir():
         raise OutputError("the folder does not exist", where=str(path.parent), hint="create it first")

@@ -6,7 +6,6 @@ the layers that hurt most on their own stay in float, as few as reach it.
 
 from __future__ import annotations
 
-import glob
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import operators, pipeline, qdq, runtime
+from qcomp import graph, operators, pipeline, qdq, runtime
 from qcomp.calibration.data import Samples
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import OptionError
 from qcomp.operators import Role
 from qcomp.pipeline import Hooks, Pass
+from qcomp.report.comparison import layer_errors
 from qcomp.runtime import Array, Feeds
 
 WARN_DB = 20.0
@@ -27,6 +27,8 @@ WARN_DB = 20.0
 GUARD_SAMPLES = 32
 VERIFY_SAMPLES = 4
 SENSITIVITY_SAMPLES = 8
+TRIED = 10
+"""How many of the noisiest layers are tried alone, to name the worst."""
 NAMED = 5
 """How many of the worst layers a warning names."""
 
@@ -78,13 +80,14 @@ def quantize(
     start = next((i for i, step in enumerate(line) if any(True for _ in step.observe(work))), len(line))
     stats = pipeline.run(work, line[:start], hooks)
     trial = _Trial(model, work, line[start:], samples, replace(hooks, start=start))
-    quantized = trial.run(())
+    quantized = trial.first()
     if samples is None:
         return quantized, trial.stats or stats, Error()
     found = trial.error(quantized)
     limit = WARN_DB if bound is None else bound
     if (found.least or 0.0) < limit:
-        ranked = trial.sensitivities(quantized)
+        names = trial.integer_names(quantized)
+        ranked = trial.sensitivities(names if bound is not None else trial.noisiest(quantized, names))
         found = replace(found, worst=ranked[:NAMED])
         if bound is not None:
             quantized, found = _keep_fewest(trial, quantized, found, [name for name, _ in ranked], bound)
@@ -115,15 +118,25 @@ class _Trial:
         self._original, self._rewritten, self._line, self._samples = original, rewritten, line, samples
         self._hooks = hooks
         self.stats: Statistics | None = None
+        self._reasons: dict[str, str] = {}
         self._reference: dict[int, dict[str, Array]] = {}
 
-    def run(self, keep: Sequence[str]) -> ir.Model:
-        """Quantize, with the named operators in float."""
+    def first(self) -> ir.Model:
+        """Quantize as the passes choose, collecting statistics; later runs keep what stays in float here."""
         clone = self._rewritten.clone()
-        patterns = tuple(glob.escape(name) for name in keep)
-        line = [_with_keep(step, patterns) for step in self._line] if keep else self._line
-        hooks = self._hooks if self.stats is None else Hooks()
-        self.stats = pipeline.run(clone, line, hooks, self.stats)
+        self.stats = pipeline.run(clone, self._line, self._hooks)
+        self._reasons = {str(n.name): reason for n in clone.graph if (reason := qdq.why_float(n)) is not None}
+        return clone
+
+    def run(self, keep: Sequence[str]) -> ir.Model:
+        """Quantize as at first, but for the named operators, which stay in float."""
+        clone = self._rewritten.clone()
+        reasons = self._reasons | dict.fromkeys(keep, "kept by the guard: it costs too much accuracy")
+        for node in clone.graph:
+            if str(node.name) in reasons:
+                node.metadata_props[qdq.FLOAT_REASON] = reasons[str(node.name)]
+        line = [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in self._line]
+        pipeline.run(clone, line, Hooks(), self.stats)
         return clone
 
     def error(self, quantized: ir.Model, count: int = GUARD_SAMPLES) -> Error:
@@ -136,30 +149,47 @@ class _Trial:
         ratios = {name: sqnr(array, actual[name]) for name, array in reference.items() if array.dtype.kind == "f"}
         return Error(ratios, sum(len(next(iter(b.values()))) for b in batches))
 
-    def sensitivities(self, quantized: ir.Model) -> list[tuple[str, float]]:
-        """Each quantized operator with the output's SQNR where it alone is quantized, worst first."""
-        names = [str(n.name) for n in self._rewritten.graph if _hurts(n) and str(n.name) in _integer_names(quantized)]
+    def integer_names(self, quantized: ir.Model) -> list[str]:
+        """The computing operators that run in integers, in the order of the graph."""
+        kept = {str(n.name) for n in quantized.graph if qdq.why_float(n) is not None}
+        return [str(n.name) for n in self._rewritten.graph if _hurts(n) and str(n.name) not in kept]
+
+    def noisiest(self, quantized: ir.Model, names: Sequence[str]) -> list[str]:
+        """The few operators that add the most noise to their output, relative to its power."""
+        batches = iter(few(self._samples, self._original, SENSITIVITY_SAMPLES))
+        errors = layer_errors(self._rewritten, quantized, batches)
+        noise = {layer.reference: layer.ratio.noise / max(layer.ratio.signal, 1e-300) for layer in errors}
+        added = {}
+        for node in self._rewritten.graph:
+            before = max((noise.get(str(v.name), 0.0) for v in node.inputs if v is not None), default=0.0)
+            added[str(node.name)] = noise.get(str(_result(node).name), 0.0) - before
+        return sorted(names, key=lambda name: -added.get(name, 0.0))[:TRIED]
+
+    def sensitivities(self, names: Sequence[str]) -> list[tuple[str, float]]:
+        """Each of the operators with the output's SQNR where it alone is quantized, worst first."""
+        everything = [str(n.name) for n in self._rewritten.graph if not _clamps(n)]
         ranked = []
         for name in names:
-            others = [other for other in names if other != name]
-            least = self.error(self.run(others), SENSITIVITY_SAMPLES).least
+            alone = self.run([other for other in everything if other != name])
+            least = self.error(alone, SENSITIVITY_SAMPLES).least
             ranked.append((name, math.inf if least is None else least))
         return sorted(ranked, key=lambda pair: pair[1])
 
 
-def _integer_names(quantized: ir.Model) -> set[str]:
-    return {str(n.name) for n in quantized.graph if qdq.why_float(n) is None}
+def _result(node: ir.Node) -> ir.Value:
+    """The node's output, or that of the Relu or Clip that follows and is absorbed."""
+    user = graph.only_user(node.outputs[0])
+    return user.outputs[0] if user is not None and _clamps(user) else node.outputs[0]
+
+
+def _clamps(node: ir.Node) -> bool:
+    row = operators.find(node)
+    return row is not None and row.role is Role.CLAMP
 
 
 def _hurts(node: ir.Node) -> bool:
     row = operators.find(node)
     return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC, Role.CONCAT)
-
-
-def _with_keep(step: Pass, patterns: tuple[str, ...]) -> Pass:
-    if step.name() != "choose-precision":
-        return step
-    return pipeline.override([step], keep=(*getattr(step, "keep", ()), *patterns))[0]
 
 
 def _keep_fewest(

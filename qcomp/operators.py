@@ -147,8 +147,8 @@ def bias_add(node: ir.Node) -> ir.Node | None:
 def observable(model: ir.Model) -> list[ir.Value]:
     """The float values that may be quantized: inputs and outputs of operators with an integer form.
 
-    What only a Relu or Clip reads is left out: its range is that of the Relu's output. So are masks, which may
-    hold infinities.
+    What an operator computes only for a Relu or Clip to bound is left out: its range is that of the Relu's output. So
+    are masks, which may hold infinities.
     """
     found: dict[int, ir.Value] = {}
     masked = masks(model)
@@ -156,8 +156,7 @@ def observable(model: ir.Model) -> list[ir.Value]:
         if find(node) is None or any(id(v) in masked for v in (*node.inputs, *node.outputs)):
             continue
         for value in [*(v for _, v in activations(node)), *node.outputs]:
-            user = graph.only_user(value)
-            if graph.is_float(value) and graph.constant_tensor(value) is None and not _clamped(user):
+            if graph.is_float(value) and graph.constant_tensor(value) is None and not _clamped(value):
                 found[id(value)] = value
     return list(found.values())
 
@@ -186,8 +185,12 @@ def _enormous(value: ir.Value | None) -> bool:
     return bool((np.abs(tensor.numpy()) >= MASK).any())
 
 
-def _clamped(user: ir.Node | None) -> bool:
-    return user is not None and (row := find(user)) is not None and row.role is Role.CLAMP
+def _clamped(value: ir.Value) -> bool:
+    producer, user = value.producer(), graph.only_user(value)
+    row = None if producer is None else find(producer)
+    if row is None or row.role not in (Role.LINEAR, Role.ARITHMETIC) or user is None:
+        return False
+    return graph.is_op(user, "Relu", "Clip") and user.inputs[0] is value and clamp_bounds(user) is not None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:

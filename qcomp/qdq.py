@@ -87,11 +87,18 @@ class Writer:
         producer = after.producer()
         if producer is not None:
             self.graph.insert_after(producer, node)
-        elif self._first is not None:
-            self.graph.insert_before(self._first, node)
         else:
-            self.graph.append(node)
+            self._prepend(node)
         return out
+
+    def _prepend(self, node: ir.Node) -> None:
+        """Put the node before what was first when the pass began, or, where that is gone, before what is now."""
+        if self._first is not None and self._first.graph is not self.graph:
+            self._first = next(iter(self.graph), None)
+        if self._first is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self._first, node)
 
 
 @dataclass(frozen=True)

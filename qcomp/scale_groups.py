@@ -30,8 +30,12 @@ class Ranges:
     method: str
     qtype: QType
 
-    def of(self, value: ir.Value) -> Range:
+    def of(self, value: ir.Value, *, clip: bool = True) -> Range:
         """The range ``(low, high)``, which holds zero.
+
+        Args:
+            value: a float value.
+            clip: False takes all that was seen: clipped class scores would tie where the decision falls.
 
         Raises:
             CalibrationError: no statistics were collected for the value.
@@ -47,7 +51,7 @@ class Ranges:
         if histogram is None or histogram.exponent is None:
             where = graph.describe(producer) if producer is not None else f"input {value.name!r}"
             raise CalibrationError(f"no statistics of {value.name!r}", where=where, hint="give calibration data")
-        low, high = ranges.method(self.method)(histogram, self.qtype)
+        low, high = ranges.method(self.method if clip else "minmax")(histogram, self.qtype)
         return operators.LEAST_OUTPUT.get(kind, low), high
 
 
@@ -70,7 +74,8 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
     for component in nx.connected_components(links):
         ordered = [members[key] for key in sorted(component, key=order.__getitem__)]
         sources = [v for v in ordered if id(v) not in copies] or ordered
-        params = QParams.asymmetric(*_union(finder.of(v) for v in sources), finder.qtype)
+        decides = any(v.is_graph_output() for v in ordered)
+        params = QParams.asymmetric(*_union(finder.of(v, clip=not decides) for v in sources), finder.qtype)
         found.update({id(v): (params, ordered[0]) for v in ordered})
     return found
 

@@ -62,4 +62,4 @@ def show(found: list[Latency]) -> None:
         quantiles = [console.milliseconds(q) for q in (one.median, one.p10, one.p90)]
         speed = f"{found[0].median / one.median:.2f} x"
         console.row(times, name if unique else one.model, console.size(one.size), *quantiles, speed)
-    console.console().print(times)
+    console.show(times)

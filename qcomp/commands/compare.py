@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from qcomp.commands.options import DataOptions, data_options, verbose_option
+from qcomp.commands.options import DataOptions, data_options, image_options, verbose_option
 
 if TYPE_CHECKING:
-    from qcomp.report.comparison import Comparison, LayerError, OutputError
+    from qcomp.report.comparison import Comparison, LayerError
+    from qcomp.report.outputs import OutputError
 
 
 @click.command(name="compare")
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 @data_options
 @click.option("--labels", metavar="FILE", help="The class of each sample: .npy, or text of `[name] label` lines.")
 @click.option("--top", type=int, default=10, show_default=True, metavar="N", help="Show the N worst layers.")
+@image_options
 @verbose_option
 def command(reference: str, quantized: str, data: DataOptions, labels: str | None, top: int) -> None:
     """Compare QUANTIZED with its float model, layer by layer.
@@ -54,12 +56,11 @@ def show(found: Comparison, top: int) -> None:
     """Print the comparison."""
     from qcomp.report import console
 
-    screen = console.console()
     outputs = console.table("Output", "SQNR", "Same top class", numbers=[1, 2])
     for output in found.outputs:
         console.row(outputs, *_output_cells(output))
-    screen.print(f"{found.samples} samples\n")
-    screen.print(outputs)
+    click.echo(f"{found.samples} samples\n")
+    console.show(outputs)
     if found.accuracy is not None:
         _show_accuracy(found)
     if found.layers and top > 0:
@@ -82,7 +83,7 @@ def _show_accuracy(found: Comparison) -> None:
     for name, counts in (("top 1", found.accuracy.top1), ("top 5", found.accuracy.top5)):
         console.row(correct, name, *(console.percent(count / found.accuracy.samples) for count in counts))
     click.echo()
-    console.console().print(correct)
+    console.show(correct)
 
 
 def _show_layers(found: Comparison, worst: list[LayerError]) -> None:
@@ -92,4 +93,4 @@ def _show_layers(found: Comparison, worst: list[LayerError]) -> None:
     listed = console.table("Operator", "Name", "SQNR", numbers=[2], title=title)
     for layer in worst:
         console.row(listed, layer.kind, layer.name, console.decibels(layer.ratio.decibels))
-    console.console().print(listed)
+    console.show(listed)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qcomp import registry
-from qcomp.commands.options import DataOptions, Settings, data_options, verbose_option
+from qcomp.commands.options import DataOptions, Settings, data_options, image_options, verbose_option
 from qcomp.errors import OptionError, OutputError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _BACKENDS = ", ".join(registry.names("backends"))
 @click.option("--print-passes", is_flag=True, help="Print the line of passes and stop.")
 @click.option("--dump", type=click.Path(path_type=Path), metavar="DIR", help="Write the model after every pass.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="FILE", help="Write the summary as JSON.")
+@image_options
 @verbose_option
 @click.pass_obj
 def command(

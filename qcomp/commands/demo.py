@@ -80,7 +80,7 @@ def command(out: Path) -> None:
     feeds = latency.first_batch(samples, BATCH)
     times = latency.bench([paths.model, paths.quantized], [feeds, feeds])
     click.echo(f"Compiled a CNN for handwritten digits in {compiled.report.seconds:.1f} s\n")
-    console.console().print(_table(found, times))
+    console.show(_table(found, times))
     _show_files(paths)
 
 

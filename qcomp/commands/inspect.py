@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
@@ -21,20 +22,23 @@ def command(settings: Settings, /, model: str) -> None:
 
     \b
       qcomp inspect model.onnx
-      qcomp inspect model.onnx -v      every operator that would stay in float, by name
+      qcomp inspect model.onnx -v      every operator by its name
     """
-    from qcomp.report import console, inspection
+    from qcomp.report import compilation, console, inspection
 
     found = inspection.inspect(model)
-    screen = console.console()
-    screen.print(f"{model}: {'a quantized' if found.quantized else 'a float'} model, opset {found.opset}\n")
+    click.echo(f"{model}: {'a quantized' if found.quantized else 'a float'} model, opset {found.opset}\n")
     _show_values(found)
     _show_counts(found)
-    if found.in_float:
-        from qcomp.report import compilation
-
+    if settings.verbose and found.in_integers:
+        listed = console.table("Operator", "Name", title="In integers")
+        for kind, name in found.in_integers:
+            console.row(listed, kind, name)
         click.echo()
-        compilation.show_in_float(screen, found.in_float, "Would stay in float", every=settings.verbose)
+        console.show(listed)
+    if found.in_float:
+        click.echo()
+        compilation.show_in_float(found.in_float, "Would stay in float", every=settings.verbose)
 
 
 def _show_values(found: Inspection) -> None:
@@ -45,7 +49,7 @@ def _show_values(found: Inspection) -> None:
         for spec in specs:
             kind, _, shape = str(spec).partition(" ")
             console.row(values, label, spec.name, kind, shape)
-    console.console().print(values)
+    console.show(values)
     click.echo()
 
 
@@ -57,9 +61,10 @@ def _show_counts(found: Inspection) -> None:
     console.row(facts, "Operators", console.counted(found.operators))
     console.row(facts, "Parameters", f"{found.parameters:,} in {console.size(found.weight_bytes)}")
     console.row(facts, "MACs a sample", f"{found.macs:,}" + " (dynamic dimensions count as 1)" * _is_dynamic(found))
+    counts = dict(Counter(kind for kind, _ in found.in_integers).most_common())
     label = "In integers" if found.quantized else "Would be quantized"
-    console.row(facts, label, console.counted(found.in_integers))
-    console.console().print(facts)
+    console.row(facts, label, console.counted(counts))
+    console.show(facts)
 
 
 def _is_dynamic(found: Inspection) -> bool:

@@ -104,11 +104,13 @@ def _size(text: str) -> tuple[int, int]:
 
 
 _DATA = "Samples of the inputs: .npz, .npy, or a folder of them or of images."
-_OPTIONS = (
+_DATA_OPTIONS = (
     click.option("--data", metavar="DATA", help=_DATA),
-    click.option("--samples", type=int, metavar="N", help="Use the first N samples at most."),
+    click.option("--samples", type=int, metavar="N", help="The first N at most.  [default: 512 to compile, else all]"),
     click.option("--batch", type=int, metavar="N", help="Samples a run.  [default: 4]"),
     click.option("--threads", type=int, metavar="N", default=1, show_default=True, help="Threads; 0: all cores."),
+)
+_IMAGE_OPTIONS = (
     click.option("--preprocess", metavar="NAME", help="Pixels to inputs: imagenet, tf (-1..1), unit (0..1), raw."),
     click.option("--mean", metavar="R,G,B", help="Images: (pixel * scale - mean) / std."),
     click.option("--std", metavar="R,G,B", help="As --mean."),
@@ -120,17 +122,20 @@ _OPTIONS = (
 _NAMES = tuple(DataOptions.__dataclass_fields__)
 
 
+def image_options(command: Command) -> Command:
+    """Add the options of images, for `data_options` to gather."""
+    return functools.reduce(lambda made, option: option(made), reversed(_IMAGE_OPTIONS), command)
+
+
 def data_options(command: Command) -> Command:
-    """Add the options of DATA; the command gets them as one argument, ``data``."""
+    """Add the options of DATA; the command gets them and `image_options` as one argument, ``data``."""
 
     @functools.wraps(command)
     def gathered(*args: Any, **given: Any) -> Any:
         options = DataOptions(**{name: given.pop(name) for name in _NAMES})
         return command(*args, data=options, **given)
 
-    for option in reversed(_OPTIONS):
-        gathered = option(gathered)
-    return gathered
+    return functools.reduce(lambda made, option: option(made), reversed(_DATA_OPTIONS), gathered)
 
 
 class _Echo(logging.Handler):

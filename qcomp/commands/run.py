@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
-from qcomp.commands.options import DataOptions, data_options, verbose_option
+from qcomp.commands.options import DataOptions, data_options, image_options, verbose_option
 
 
 @click.command(name="run")
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", required=True, help="An .npz file.")
 @data_options
+@image_options
 @verbose_option
 def command(model: str, out: Path, data: DataOptions) -> None:
     """Write the outputs of MODEL, float or quantized, on samples.

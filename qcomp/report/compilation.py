@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
+from rich.table import Table
 
 from qcomp.report import advice, console
 from qcomp.report.summary import FloatOperator, Report
@@ -23,29 +23,28 @@ def show(report: Report, *, name: str, bound: float | None = None, every: bool =
         bound: of the guard, None without one.
         every: list every operator that stayed in float.
     """
-    screen = console.console()
     total = sum(report.quantized.values())
     with_data = f" with {report.samples} samples" if report.samples else ""
-    screen.print(f"Compiled {name} in {report.seconds:.1f} s{with_data}: {total} operators quantized\n")
-    screen.print(_facts(report))
+    click.echo(f"Compiled {name} in {report.seconds:.1f} s{with_data}: {total} operators quantized\n")
+    console.show(_facts(report))
     if report.in_float:
         click.echo()
-        show_in_float(screen, report.in_float, "Stayed in float", every=every)
-    _show_warnings(screen, report, bound)
+        show_in_float(report.in_float, "Stayed in float", every=every)
+    _show_warnings(report, bound)
     for note in report.notes:
-        screen.print(f"\nnote: {note}")
+        click.echo(f"\nnote: {note}")
 
 
-def _facts(report: Report) -> object:
+def _facts(report: Report) -> Table:
     facts = console.table("", "")
     facts.show_header = False
     label = "Integer weights" if advice.weights_only(report) else "In integers"
     console.row(facts, label, console.counted(report.quantized))
-    console.row(facts, "Of all MACs", console.percent(report.macs_quantized))
+    console.row(facts, "MACs", f"{console.percent(report.macs_quantized)} in them")
     console.row(facts, "Weights", sizes(report.bytes_before, report.bytes_after))
     console.row(facts, "Output SQNR", _error(report))
     if report.error.kept:
-        console.row(facts, "Kept by --guard", ", ".join(report.error.kept))
+        console.row(facts, "Kept by --guard", _first(report.error.kept, 3))
     console.row(facts, "Written", ", ".join(report.files))
     return facts
 
@@ -59,16 +58,17 @@ def sizes(before: int, after: int) -> str:
 def _error(report: Report) -> str:
     if not report.error.sqnr:
         return "not measured: no --data"
-    ratios = [f"{name} {console.decibels(ratio)}" for name, ratio in sorted(report.error.sqnr.items(), key=_second)]
-    more = f" and {len(ratios) - 4} better ones" if len(ratios) > 4 else ""
-    return f"{', '.join(ratios[:4])}{more} (of {report.error.samples} samples)"
+    worst = sorted(report.error.sqnr.items(), key=lambda item: item[1])
+    ratios = [f"{name} {console.decibels(ratio)}" for name, ratio in worst]
+    return f"{_first(ratios, 4)}, on {report.error.samples} samples"
 
 
-def _second(item: tuple[str, float]) -> float:
-    return item[1]
+def _first(items: Sequence[str], count: int) -> str:
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return ", ".join(items[:count]) + more
 
 
-def show_in_float(screen: Console, operators: Sequence[FloatOperator], title: str, *, every: bool = False) -> None:
+def show_in_float(operators: Sequence[FloatOperator], title: str, *, every: bool = False) -> None:
     """Print the operators that stay in float: their types by reason, or each of them."""
     if every:
         listed = console.table("Operator", "Name", "Why", title=title)
@@ -78,7 +78,7 @@ def show_in_float(screen: Console, operators: Sequence[FloatOperator], title: st
         listed = console.table("Operators", "Why", title=title)
         for reason, kinds in by_reason(operators):
             console.row(listed, console.counted(dict(kinds.most_common())), reason)
-    screen.print(listed)
+    console.show(listed)
 
 
 def by_reason(operators: Sequence[FloatOperator]) -> list[tuple[str, Counter[str]]]:
@@ -89,21 +89,21 @@ def by_reason(operators: Sequence[FloatOperator]) -> list[tuple[str, Counter[str
     return sorted(reasons.items(), key=lambda item: -item[1].total())
 
 
-def _show_warnings(screen: Console, report: Report, bound: float | None) -> None:
+def _show_warnings(report: Report, bound: float | None) -> None:
     found = advice.warnings(report, bound)
     for warning in found:
-        screen.print(f"\nwarning: {warning}", style="yellow")
+        click.secho(f"\nwarning: {warning}", fg="yellow")
     if not found or report.error.least is None:
         return
     if report.error.worst:
         worst = console.table("Layer", "Outputs if it alone were quantized", numbers=[1])
         for name, ratio in report.error.worst:
             console.row(worst, name, console.decibels(ratio))
-        screen.print(worst)
+        console.show(worst)
     if report.quantized:
-        screen.print("\nWhat may help:")
+        click.echo("\nWhat may help:")
         for remedy in advice.remedies(report, bound):
-            screen.print(f"  {remedy}")
+            click.echo(f"  {remedy}")
 
 
 def show_use(out: Path, inputs: Sequence[str], data: str | None) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -42,6 +43,15 @@ def table(*headings: str, numbers: Sequence[int] = (), title: str = "") -> Table
 def row(target: Table, *cells: str) -> None:
     """Add a row of plain text."""
     target.add_row(*(Text(cell) for cell in cells))
+
+
+def show(target: Table) -> None:
+    """Print a table, without the spaces that fill its last column."""
+    screen = console()
+    with screen.capture() as captured:
+        screen.print(target)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 @contextlib.contextmanager

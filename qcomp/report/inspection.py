@@ -30,8 +30,8 @@ class Inspection:
         weight_bytes: the size of all constants.
         macs: multiply-accumulates of one sample, dynamic dimensions counted as 1.
         quantized: whether it is a quantized model already.
-        in_integers: how many operators of each type run in integers: those that would, of a float model after the
-            rewrites of the compiler; those that do, of a quantized one.
+        in_integers: types and names of the operators that run in integers: those that would, of a float model after
+            the rewrites of the compiler; those that do, of a quantized one.
         in_float: the operators of a float model that would stay in float, and why.
     """
 
@@ -43,7 +43,7 @@ class Inspection:
     weight_bytes: int
     macs: int
     quantized: bool
-    in_integers: dict[str, int]
+    in_integers: list[tuple[str, str]]
     in_float: list[FloatOperator] = field(default_factory=list)
 
 
@@ -68,12 +68,12 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         files.weight_bytes(model),
         sum(operators.macs(node) for node in model.graph),
         quantized,
-        dict(in_integers.most_common()),
+        in_integers,
         in_float,
     )
 
 
-def foresee(model: ir.Model) -> tuple[Counter[str], list[FloatOperator]]:
+def foresee(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]]:
     """What the compiler would quantize of a loaded float model, and what would stay in float, without data."""
     work = model.clone()
     line = pipeline.parse(pipeline.preset(1))
@@ -84,10 +84,10 @@ def foresee(model: ir.Model) -> tuple[Counter[str], list[FloatOperator]]:
         for node in work.graph
         if operators.find(node) is not None and qdq.why_float(node) is None and operators.handles_floats(node)
     ]
-    return Counter(node.op_type for node in chosen), summary.in_float(work)
+    return [(node.op_type, str(node.name)) for node in chosen], summary.in_float(work)
 
 
-def _of_quantized(model: ir.Model) -> tuple[Counter[str], list[FloatOperator]]:
+def _of_quantized(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]]:
     """The operators of a quantized model that run in integers."""
     helpers = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     found = [
@@ -95,7 +95,7 @@ def _of_quantized(model: ir.Model) -> tuple[Counter[str], list[FloatOperator]]:
         for node in model.graph.all_nodes()
         if summary.is_quantized(node) or (files.is_quantized(node) and node.op_type not in helpers)
     ]
-    return Counter(node.op_type for node in found), []
+    return [(node.op_type, str(node.name)) for node in found], []
 
 
 def _with_shapes(model: ir.Model, path: str | os.PathLike[str]) -> ir.Model:

@@ -158,7 +158,7 @@ def test_names_what_is_not_finite(bad):
         CalibrationError, match=r"^Exp 'node_h': its value 'h' is NaN or infinite for sample 6 "
     ) as caught:
         stats.update(iter([(wish, spoiled)]), 4)
-    assert "--keep" in str(caught.value)
+    assert "check that sample" in caught.value.hint
     wish = Observation(value_of("x"), Distribution())
     with pytest.raises(CalibrationError, match=r"^input 'x': .* sample 0 "):
         Statistics().update(iter([(wish, np.full(1, bad, np.float32))]), 1)

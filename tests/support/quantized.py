@@ -17,8 +17,8 @@ from qcomp import files, graph, guard, pipeline, runtime
 from qcomp.calibration.calibrator import Calibrator
 from qcomp.calibration.observers import Statistics
 
-FLOAT_REWRITES = "clean-up,fold-batchnorm,fold-affine,fold-pad"
-WITHOUT_CHOICE = f"{FLOAT_REWRITES},insert-qdq{{ranges=minmax}},round-weights"
+FLOAT_REWRITES = pipeline.PRESETS[0].partition(",choose-precision")[0]
+WITHOUT_CHOICE = f"{FLOAT_REWRITES},choose-precision{{by=all}},insert-qdq{{ranges=minmax}},round-weights"
 
 
 class Batches:
@@ -83,15 +83,11 @@ def float_operators(model: ir.Model) -> list[str]:
         return [n.op_type for n in optimized.graph if _computes_floats(n, floats)]
 
 
-CONVERT = ("QuantizeLinear", "DequantizeLinear")
-_MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "MaxPool", "Concat", "Pad")
-
-
 def _computes_floats(node: ir.Node, floats: set) -> bool:
     """Marks what reads a float activation; ONNX Runtime's own operators carry no shapes, so types go by name."""
     reads = any(v is not None and v.name in floats and not v.is_initializer() for v in node.inputs)
     if node.op_type == "QuantizeLinear":
         return False
-    if node.op_type == "DequantizeLinear" or reads:
+    if node.op_type in ("DequantizeLinear", "MatMulIntegerToFloat") or reads:
         floats.update(v.name for v in node.outputs)
     return reads
