@@ -10,7 +10,6 @@ The reason for float is noted in the node's metadata under ``qcomp.float``, wher
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -81,8 +80,7 @@ def _computes_floats(node: ir.Node) -> bool:
 
 
 def _kept(node: ir.Node, keep: tuple[str, ...]) -> str | None:
-    names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
-    pattern = next((p for p in keep if p in names or any(fnmatch.fnmatchcase(name, p) for name in names)), None)
+    pattern = operators.matching(node, keep)
     return None if pattern is None else f"kept by {pattern!r}"
 
 
@@ -191,6 +189,8 @@ def _network(candidates: list[ir.Node], impossible: set[ir.Node]) -> nx.DiGraph[
 
 def _unit(node: ir.Node) -> ir.Node:
     """The node that decides for this one: a MatMul for the Add of its bias, what a clamp bounds for the clamp."""
+    if graph.is_op(node, "Clip") and operators.clamp_bounds(node) is None:
+        return node
     for value in node.inputs[:2] if graph.is_op(node, "Add", "Relu", "Clip") else ():
         producer = value.producer() if value is not None else None
         if producer is None:

@@ -21,7 +21,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnxscript.optimizer import fold_constants
 
-from qcomp import graph
+from qcomp import graph, shapes
 from qcomp.calibration.observers import Statistics
 from qcomp.pipeline import Pass
 from qcomp.shape_values import ShapeValues, dims, static_target
@@ -52,7 +52,7 @@ class CleanUp(Pass):
             self._round(model)
             if _fingerprint(model) == start:
                 break
-            graph.infer_shapes(model)
+            shapes.infer_shapes(model)
         return _fingerprint(model) != before
 
     def _round(self, model: ir.Model) -> None:

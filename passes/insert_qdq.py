@@ -88,6 +88,8 @@ class _Insertion:
         self.inside = {id(n) for n in nodes}
         self.absorbed = {id(clamp): node for node in nodes if (clamp := self._absorbs(node)) is not None}
         self.bias_adds = {id(add): node for node in nodes if (add := operators.bias_add(node)) is not None}
+        self.moved: list[ir.Node] = []
+        """Those that now stand on the integers, whose float forms go in the end."""
         self.scales: dict[int, qdq.Scale] = {}
         self.integers: dict[int, ir.Value] = {}
         """The quantized tensor of each value, by the value's id."""
@@ -107,7 +109,8 @@ class _Insertion:
             self._insert(value, value)
         for node in self.nodes:
             self._rewrite(node)
-        graph.remove(self.graph, [n for n in self.nodes if id(n) in self.absorbed and id(n.outputs[0]) in self.scales])
+        absorbed = [n for n in self.nodes if id(n) in self.absorbed and id(n.outputs[0]) in self.scales]
+        graph.remove(self.graph, [*absorbed, *self.moved])
 
     def _absorbs(self, node: ir.Node) -> ir.Node | None:
         """The clamp that the node's quantized output range may absorb."""
@@ -250,4 +253,4 @@ class _Insertion:
             low, high = self._integer_bounds(scale.params, bounds)
             integers = self.writer.clip(self.integers[id(value)], low, high, scale, str(out.name))
         self._stand_for(out, integers, users)
-        self.graph.remove(node, safe=True)
+        self.moved.append(node)

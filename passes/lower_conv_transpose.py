@@ -22,8 +22,8 @@ The s * s phases of an output channel become channels of the Conv, and the phase
 - channels last: ``(N, H, W, rh * rw * channels) -> (N, H, W, rh, rw * channels) -> (N, H, rh, W, rw * channels)
   -> (N, H * rh, W * rw, channels)``, where ONNX Runtime's integer Conv is channels last too, so that the outer
   Transposes cancel and whole rows of ``rw * channels`` bytes move;
-- by DepthToSpace in mode CRD, with channels ``channel * s * s + rh * s + rw``, where there are groups, whose channels
-  must stay together, or where both H and W are dynamic, which the last Reshape could not say.
+- by DepthToSpace in mode CRD, with channels ``channel * s * s + rh * s + rw``, where both H and W are dynamic, which
+  the last Reshape could not say.
 
 A Slice takes off the first ``begin - d`` and some last positions. The Conv gives ``H + P + E - T + 1`` positions a
 phase, of ``s (H - 1) + k + output_padding - begin - end`` that are wanted, so the padding E behind and what is cropped
@@ -60,12 +60,11 @@ class LowerConvTranspose(Pass):
 
     Args:
         waste: the largest share of MACs that may be added; beyond it the node stays.
-        group_channels: the fewest input channels of a group where there are several: integer kernels of narrower
-            groups are no faster.
+        keep: patterns of operators that stay in float, as choose-precision has them: these stay as they are.
     """
 
     waste: float = 2.0
-    group_channels: int = 16
+    keep: tuple[str, ...] = ()
     tolerance: ClassVar[float | None] = 1e-5
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
@@ -86,17 +85,16 @@ class LowerConvTranspose(Pass):
         if weight is None or (bias is None and operators.bias_of(node) is not None):
             return "its weight or its bias is not constant"
         kernel = tuple(weight.shape.numpy()[2:])
-        reason = _unlike(node, kernel)
+        pattern = operators.matching(node, self.keep)
+        reason = _unlike(node, kernel) if pattern is None else f"kept by {pattern!r}"
         if reason:
             return reason
-        stride, groups = int(_pair(node, "strides", 1)[0]), int(graph.attribute(node, "group", 1))
+        stride = int(_pair(node, "strides", 1)[0])
         high, wide = axes = _axes(node, kernel, stride)
         added = stride**2 * high.taps * wide.taps / (kernel[0] * kernel[1]) - 1
         if added > self.waste:
             return f"zero taps would add {added:.1f} times its multiplications; the limit is waste={self.waste:g}"
-        if groups > 1 and weight.shape.numpy()[0] < groups * self.group_channels:
-            return f"its groups have fewer input channels than group_channels={self.group_channels}"
-        return _Phases(node, stride, groups, axes, weight.numpy(), bias)
+        return _Phases(node, stride, axes, weight.numpy(), bias)
 
 
 @dataclass(frozen=True)
@@ -139,14 +137,12 @@ class _Phases:
 
     Args:
         stride: s, of both axes.
-        groups: of channels.
         axes: height and width.
-        weight, bias: its constants, ``(input channels, output channels of a group, kh, kw)`` and ``(channels,)``.
+        weight, bias: its constants, ``(input channels, output channels, kh, kw)`` and ``(output channels,)``.
     """
 
     node: ir.Node
     stride: int
-    groups: int
     axes: tuple[_Axis, _Axis]
     weight: Array
     bias: Array | None
@@ -154,18 +150,18 @@ class _Phases:
     @property
     def channels_last(self) -> bool:
         """Whether the channels of the Conv are ``(rh, rw, channel)``; else they are ``(channel, rh, rw)``."""
-        return self.groups == 1 and self.shape(1)[2:].count(None) < 2
+        return self.shape(1)[2:].count(None) < 2
 
     def kernel(self) -> Array:
-        """The weight of the Conv, ``(channels * s * s, input channels of a group, taps, taps)``."""
+        """The weight of the Conv, ``(channels * s * s, input channels, taps, taps)``."""
         inputs, outputs, *size = self.weight.shape
         pairs = list(zip(self.axes, size, strict=True))
         zeros = [(0, 0), (0, 0), *((a.lead, self.stride * a.taps - k - a.lead) for a, k in pairs)]
         (high, wide), s = (a.taps for a in self.axes), self.stride
-        split = np.pad(self.weight, zeros).reshape(self.groups, inputs // self.groups, outputs, high, s, wide, s)
-        order = (4, 6, 0, 2, 1, 3, 5) if self.channels_last else (0, 2, 4, 6, 1, 3, 5)
-        flipped = split[:, :, :, ::-1, :, ::-1, :].transpose(order)
-        return flipped.reshape(self.groups * outputs * s * s, inputs // self.groups, high, wide)
+        split = np.pad(self.weight, zeros).reshape(inputs, outputs, high, s, wide, s)
+        order = (3, 5, 1, 0, 2, 4) if self.channels_last else (1, 3, 5, 0, 2, 4)
+        flipped = split[:, :, ::-1, :, ::-1, :].transpose(order)
+        return flipped.reshape(outputs * s * s, inputs, high, wide)
 
     def repeated_bias(self) -> Array | None:
         """The bias of the Conv, ``(channels * s * s,)``: each channel's for all its phases."""
@@ -178,7 +174,7 @@ class _Phases:
         """The shape of the phases, as channels (block 1) or interleaved (block s); None where unknown."""
         source = self.node.inputs[0]
         known = source.shape if source is not None and source.shape is not None else ir.Shape([None] * 4)
-        channels = self.groups * self.weight.shape[1] * (self.stride // block) ** 2
+        channels = self.weight.shape[1] * (self.stride // block) ** 2
         sizes = (d if isinstance(d, int) else None for d in known[2:])
         lengths = (axis.length(size) for axis, size in zip(self.axes, sizes, strict=True))
         return [known[0], channels, *(None if n is None else n * block for n in lengths)]
@@ -202,6 +198,8 @@ def _unlike(node: ir.Node, kernel: tuple[int, ...]) -> str:
         return "its kernel is dilated"
     if len(set(_pair(node, "strides", 1))) != 1:
         return "its strides differ, and DepthToSpace has one block size"
+    if graph.attribute(node, "group", 1) != 1:
+        return "its channels are grouped, and integer kernels of groups are no faster"
     if any(p < 0 for p in (*graph.attribute(node, "pads", ()), *_pair(node, "output_padding", 0))):
         return "its pads are negative"
     reason = qdq.why_float(node)
@@ -249,7 +247,7 @@ def _conv(phases: _Phases, names: graph.Names) -> ir.Node:
     if bias is not None:
         inputs.append(graph.initializer(home, names, f"{out}_bias", bias))
     taps, pads = [a.taps for a in phases.axes], [a.pads[end] for end in (0, 1) for a in phases.axes]
-    attributes: dict[str, Any] = {"kernel_shape": taps, "pads": pads, "strides": [1, 1], "group": phases.groups}
+    attributes: dict[str, Any] = {"kernel_shape": taps, "pads": pads, "strides": [1, 1]}
     result = _value(names.fresh(f"{out}_phases"), phases.shape(1))
     return ir.node("Conv", inputs, attributes, outputs=[result], name=node.name)
 

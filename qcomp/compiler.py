@@ -108,7 +108,7 @@ def compile(
     if out is not None:
         files.check_writable(Path(out))
     with _no_cyclic_gc():
-        job = _Job(files.load(model), line, batch or DEFAULT_BATCH, threads, samples, progress)
+        job = _Job(files.load(model), line, DEFAULT_BATCH if batch is None else batch, threads, samples, progress)
         job.open(data, preprocess)
         hooks = Hooks(
             calibrate=job.calibrate if job.data is not None else None,
@@ -131,8 +131,14 @@ def passes_of(level: int, backend: Backend, *, passes: str | None = None, **opti
     line = pipeline.parse(pipeline.preset(level) if passes is None else passes)
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if given.get("activations") == "none":
-        line = [pipeline.override([step], by="all")[0] if step.name() == "choose-precision" else step for step in line]
+        line = _weights_only(line)
     return [*pipeline.override(line, **given), *pipeline.parse(backend.recipe)]
+
+
+def _weights_only(line: Sequence[Pass]) -> list[Pass]:
+    """The line without what pays only where integers are computed with."""
+    chosen = [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in line]
+    return [step for step in chosen if step.name() != "lower-conv-transpose"]
 
 
 @dataclass
@@ -149,8 +155,8 @@ class _Job:
 
     def open(self, data: Any, preprocess: Preprocess | None) -> None:
         """Open the samples; they may be missing only where no pass observes anything."""
-        if self.limit is not None and self.limit < 1:
-            raise OptionError(f"{self.limit} samples are too few", hint="give at least 1")
+        if self.batch < 1 or (self.limit is not None and self.limit < 1):
+            raise OptionError("samples and batch are at least 1", where=f"samples={self.limit} batch={self.batch}")
         if data is not None:
             self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess)
         elif any(any(True for _ in step.observe(self.model)) for step in _needing(self.line)):

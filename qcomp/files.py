@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
-from qcomp import graph
+from qcomp import graph, shapes
 from qcomp.errors import ModelError, OutputError, first_line
 from qcomp.upgrade import NEEDED_OPSET, OPSET, opset, upgrade
 
@@ -112,8 +112,9 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
     """The nodes of the graph, of its functions, and of all their subgraphs."""
-    for body in (model.graph, *model.functions.values()):
-        yield from body.all_nodes()
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
 
 
 def _tensors_of(attr: ir.Attr) -> Sequence[ir.TensorProtocol]:
@@ -173,7 +174,7 @@ def prepare(model: ir.Model) -> ir.Model:
     graph.verify(model)
     model = upgrade(model)
     try:
-        graph.infer_shapes(model)
+        shapes.infer_shapes(model)
     except Exception as error:
         raise ModelError(f"onnx cannot infer its shapes: {first_line(error)}", hint="check it with onnx") from error
     return model

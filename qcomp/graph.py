@@ -1,17 +1,15 @@
 """The few helpers over onnx_ir that passes share: constants, edits, names, shapes and the check of structure.
 
-Every helper is linear: onnx_ir's own ``CheckerPass`` and ``ShapeInferencePass`` are quadratic in the initializers,
-so structure is checked by a walk of our own and shapes are inferred by onnx on a copy without big tensors.
+Every helper is linear: onnx_ir's own ``CheckerPass`` is quadratic in the initializers, so structure is checked by a
+walk of our own.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from qcomp.errors import ModelError
@@ -22,13 +20,12 @@ QUANTIZED = "_quantized"
 DEQUANTIZED = "_dequantized"
 """Suffixes: the value ``x`` becomes ``x_quantized`` after its QuantizeLinear, ``x_dequantized`` after its DQ."""
 
-_SMALL_BYTES = 1024
-"""Tensors up to this size travel with a model to onnx's C++ functions: shapes, axes, scales."""
+_DEFAULT = {"ai.onnx": ""}
 
 
 def is_op(node: ir.Node | None, *kinds: str, domain: str = "") -> bool:
     """Whether the node is one of these operators of the domain (the default one is ``""`` or ``"ai.onnx"``)."""
-    return node is not None and node.op_type in kinds and node.domain.replace("ai.onnx", "") == domain
+    return node is not None and node.op_type in kinds and _DEFAULT.get(node.domain, node.domain) == domain
 
 
 def describe(node: ir.Node) -> str:
@@ -126,13 +123,15 @@ class Names:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._taken = {v.name for v in all_values(graph)}
+        self._next: dict[str, int] = {}
 
     def fresh(self, wanted: str) -> str:
         """The wanted name, or the first free one with a number behind it."""
-        name, number = wanted, 1
+        name, number = wanted, self._next.get(wanted, 1)
         while name in self._taken:
             name, number = f"{wanted}_{number}", number + 1
         self._taken.add(name)
+        self._next[wanted] = number
         return name
 
 
@@ -159,16 +158,17 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 def initializer(graph: ir.Graph, names: Names, name: str, array: Array | ir.TensorProtocol) -> ir.Value:
     """Register a new initializer under a free name (onnx_ir silently replaces one whose name is taken)."""
     unique = names.fresh(name)
-    tensor = (
-        ir.Tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
-        if isinstance(array, np.ndarray)
-        else array
-    )
+    tensor = ir.Tensor(_contiguous(array), name=unique) if isinstance(array, np.ndarray) else array
     value = ir.Value(
         name=unique, const_value=tensor, shape=ir.Shape(shape_of(tensor)), type=ir.TensorType(tensor.dtype)
     )
     graph.register_initializer(value)
     return value
+
+
+def _contiguous(array: Array) -> Array:
+    """In memory as a tensor needs it; unlike NumPy's own function it leaves a scalar a scalar."""
+    return np.ascontiguousarray(array).reshape(array.shape)
 
 
 def redirect(old: ir.Value, new: ir.Value, *, keep: Iterable[ir.Node] = ()) -> None:
@@ -191,7 +191,7 @@ def set_constant(node: ir.Node, index: int, array: Array, names: Names, role: st
         node.resize_inputs(index + 1)
     old = node.inputs[index]
     if old is not None and old.is_initializer() and len(old.uses()) == 1 and not old.is_graph_output():
-        old.const_value = ir.Tensor(np.ascontiguousarray(array), name=old.name)
+        old.const_value = ir.Tensor(_contiguous(array), name=old.name)
         old.shape, old.type = ir.Shape(array.shape), ir.TensorType(old.const_value.dtype)
         return
     wanted = str(old.name) if old is not None else f"{node.outputs[0].name}_{role}"
@@ -236,90 +236,59 @@ def drop_unread(value: ir.Value) -> None:
 
 
 def verify(model: ir.Model) -> None:
-    """Check the structure: names unique, every input known before its use, initializers registered.
+    """Check the structure: names unique, every input known before its use, initializers registered, with a tensor.
 
     Raises:
         ModelError: names the operator and the value.
     """
-    _verify_graph(model.graph, set())
+    _Scope().check(model.graph)
 
 
-def _verify_graph(graph: ir.Graph, outer: set[int]) -> None:
-    known, names = set(outer), set[str]()
+class _Scope:
+    """What is defined so far, in a graph and those around it; one set for all of them, for linear cost."""
 
-    def define(value: ir.Value, where: str) -> None:
-        if not value.name or value.name in names:
+    def __init__(self) -> None:
+        self._defined: list[tuple[int, str]] = []
+        self._known = set[int]()
+        self._names = set[str]()
+
+    def check(self, graph: ir.Graph) -> None:
+        """Walk through a graph; forget its values behind it."""
+        outside = len(self._defined)
+        for value in graph.inputs:
+            self._define(value, "graph input")
+        for name, value in graph.initializers.items():
+            self._check_initializer(name, value)
+        for node in graph:
+            self._check_node(node)
+        for value in graph.outputs:
+            if id(value) not in self._known:
+                raise ModelError(f"nothing defines the output {value.name!r}")
+        self._known.difference_update(key for key, _ in self._defined[outside:])
+        self._names.difference_update(name for _, name in self._defined[outside:])
+        del self._defined[outside:]
+
+    def _define(self, value: ir.Value, where: str) -> None:
+        if not value.name or value.name in self._names:
             raise ModelError(f"the value {value.name!r} is defined twice or has no name", where=where)
-        names.add(value.name)
-        known.add(id(value))
+        self._defined.append((id(value), value.name))
+        self._known.add(id(value))
+        self._names.add(value.name)
 
-    for value in graph.inputs:
-        define(value, "graph input")
-    for name, value in graph.initializers.items():
+    def _check_initializer(self, name: str, value: ir.Value) -> None:
         if value.name != name:
             raise ModelError(f"the initializer {name!r} is named {value.name!r}")
-        if id(value) not in known:
-            define(value, "initializer")
-    for node in graph:
+        if value.const_value is None:
+            raise ModelError(f"the initializer {name!r} has no tensor")
+        if id(value) not in self._known:
+            self._define(value, "initializer")
+
+    def _check_node(self, node: ir.Node) -> None:
         for read in node.inputs:
-            if read is not None and id(read) not in known:
+            if read is not None and id(read) not in self._known:
                 raise ModelError(f"reads {read.name!r}, which nothing before it defines", where=describe(node))
         for sub in subgraphs(node):
-            _verify_graph(sub, known)
+            self.check(sub)
         for value in node.outputs:
             if value.name:
-                define(value, describe(node))
-    for value in graph.outputs:
-        if id(value) not in known:
-            raise ModelError(f"nothing defines the output {value.name!r}")
-
-
-def call_onnx(model: ir.Model, function: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
-    """Run one of onnx's C++ functions on a copy without big tensors (protobuf ends at 2 GB).
-
-    Big initializers travel as graph inputs; the model itself is unchanged afterwards.
-    """
-    graph = model.graph
-    big = [v for v in graph.initializers.values() if v.const_value is not None and v.const_value.nbytes > _SMALL_BYTES]
-    as_inputs = [v for v in big if not v.is_graph_input()]
-    tensors = [v.const_value for v in big]
-    count = len(graph.inputs)
-    for value in big:
-        graph.initializers.pop(str(value.name))
-        value.const_value = None
-    graph.inputs.extend(as_inputs)
-    try:
-        return function(ir.to_proto(model))
-    finally:
-        while len(graph.inputs) > count:
-            graph.inputs.pop()  # `del inputs[count:]` would leave the values marked as inputs
-        for value, tensor in zip(big, tensors, strict=True):
-            value.const_value = tensor
-            graph.register_initializer(value)
-
-
-def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes and types that onnx can infer, in place."""
-    infer = functools.partial(onnx.shape_inference.infer_shapes, data_prop=True)
-    inferred = call_onnx(model, infer)
-    values = {v.name: v for v in all_values(model.graph)}
-    for info in inferred.graph.value_info:
-        value = values.get(info.name)
-        if value is not None and info.type.HasField("tensor_type"):
-            _merge_type(value, info)
-    for output, info in zip(model.graph.outputs, inferred.graph.output, strict=True):
-        _merge_type(output, info)
-
-
-def _merge_type(value: ir.Value, info: onnx.ValueInfoProto) -> None:
-    tensor = info.type.tensor_type
-    if value.dtype is None and tensor.elem_type:
-        value.type = ir.TensorType(ir.DataType(tensor.elem_type))
-    if not tensor.HasField("shape"):
-        return
-    dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim]
-    old = value.shape
-    if old is None or len(old) != len(dims):
-        value.shape = ir.Shape(dims)
-    else:
-        value.shape = ir.Shape([o if isinstance(o, int) else d for o, d in zip(old, dims, strict=True)])
+                self._define(value, describe(node))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -76,12 +78,23 @@ FIXED_RANGES: dict[str, tuple[float, float]] = {
 """Output ranges that mathematics fixes, whatever the data."""
 
 LEAST_OUTPUT: dict[str, float] = {"HardSwish": -0.375, "Gelu": -0.17004, "Swish": -0.27847, "Elu": -1.0}
-"""The least output of unary operators at their default attributes; the greatest is that of the data."""
+"""The least output of unary operators at their default alpha; the greatest is that of the data."""
+
+
+def least_output(node: ir.Node | None) -> float | None:
+    """The least value that mathematics allows the operator to give; None where it is not known."""
+    return None if node is None or graph.attribute(node, "alpha", 1.0) != 1.0 else LEAST_OUTPUT.get(node.op_type)
 
 
 def find(node: ir.Node) -> Operator | None:
     """The row of a node; None where it has no integer form."""
     return TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+
+
+def matching(node: ir.Node, patterns: Sequence[str]) -> str | None:
+    """The first of the patterns that matches the operator's name or type or one of its outputs, or None."""
+    names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
+    return next((p for p in patterns if p in names or any(fnmatch.fnmatchcase(n, p) for n in names)), None)
 
 
 def handles_floats(node: ir.Node) -> bool:

@@ -52,7 +52,8 @@ class Ranges:
             where = graph.describe(producer) if producer is not None else f"input {value.name!r}"
             raise CalibrationError(f"no statistics of {value.name!r}", where=where, hint="give calibration data")
         low, high = ranges.method(self.method if clip else "minmax")(histogram, self.qtype)
-        return operators.LEAST_OUTPUT.get(kind, low), high
+        least = operators.least_output(producer)
+        return (low if least is None else least), high
 
 
 def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges) -> dict[int, tuple[QParams, ir.Value]]:

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcomp import graph
+from qcomp import graph, shapes
 from qcomp.errors import ModelError, first_line
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def _keep_old_resize(model: ir.Model) -> None:
 def _converted(model: ir.Model) -> ir.Model:
     big = {v.name: v.const_value for v in model.graph.initializers.values() if v.const_value is not None}
     inputs = {v.name for v in model.graph.inputs}
-    proto = graph.call_onnx(model, lambda m: onnx.version_converter.convert_version(m, OPSET))
+    proto = shapes.call_onnx(model, lambda m: onnx.version_converter.convert_version(m, OPSET))
     converted = ir.from_proto(proto)
     for value in [v for v in converted.graph.inputs if v.name not in inputs]:
         converted.graph.inputs.remove(value)

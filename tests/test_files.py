@@ -82,10 +82,9 @@ class TestRefuses:
             path.write_bytes(content)
             try:
                 files.load(path)
-            except QcompError as error:
+            except QcompError:
                 refused += 1
-                assert "\n" not in str(error)
-        assert refused >= 40
+        assert 40 <= refused < len(cuts)
 
     @pytest.mark.parametrize("version", [1, 6])
     def test_old_opsets(self, version):
@@ -390,7 +389,7 @@ def test_an_upgraded_model_computes_the_same(name):
 
 def test_what_onnx_would_change_in_silence_is_refused():
     proto = model_of([node("Hardmax", "x", axis=1)], [info("x", FLOAT, ["N", 3, 4])], [y()], opset=11, ir_version=7)
-    with pytest.raises(ModelError, match="onnx cannot upgrade Hardmax from opset 11 .*opset 13 or newer"):
+    with pytest.raises(ModelError, match="onnx cannot upgrade Hardmax from opset 11"):
         files.load(proto)
     proto = model_of(
         [node("Scan", "x", num_scan_inputs=1, body=helper.make_graph([], "b", [], []))], [], [y()], opset=8
@@ -423,12 +422,7 @@ def test_an_old_operator_inside_a_branch_computes_the_same(version):
     proto = model_of(nodes, [info("x", FLOAT, ["N", 3, 4])], [y()], opset=version, ir_version=7)
     for x in (FLAT, np.zeros_like(FLAT)):
         expected = on_ort(proto.SerializeToString(), {"x": x})[0]
-        try:
-            model = files.load(proto)
-        except ModelError as error:
-            assert "upgrade" in str(error)
-            continue
-        np.testing.assert_allclose(on_ort(model, {"x": x})[0], expected, rtol=1e-5)
+        np.testing.assert_allclose(on_ort(files.load(proto), {"x": x})[0], expected, rtol=1e-5)
 
 
 class TestKeeps:
@@ -532,6 +526,11 @@ class TestKeeps:
         assert small.kinds(model) == ["Exp", "Relu"]
         assert all(n.name for n in model.graph)
         assert len({n.name for n in model.graph}) == 2
+        branch = helper.make_graph([node("Exp", "x", "h")], "b", [], [info("h", FLOAT, None)])
+        nodes = [node("Abs", "x", "h"), node("Cast", "h", "c", to=TensorProto.BOOL)]
+        nodes.append(node("If", "c", then_branch=branch, else_branch=branch))
+        model = files.load(model_of(nodes, [info("x", FLOAT, [])], [y()]))
+        assert len({v.name for v in graph.all_values(model.graph)}) == len(list(graph.all_values(model.graph)))
 
 
 class TestSourcesStayUnchanged:

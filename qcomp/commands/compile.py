@@ -22,7 +22,15 @@ _BACKENDS = ", ".join(registry.names("backends"))
 @click.argument("model")
 @click.option("-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="Where to write the result.")
 @data_options
-@click.option("-O", "level", type=int, default=1, show_default=True, metavar="0..3", help="The line of passes: -O1.")
+@click.option(
+    "-O",
+    "level",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="0..3",
+    help="The line of passes, as in -O1; see --print-passes.",
+)
 @click.option("--to", default="onnxruntime", show_default=True, metavar="BACKEND", help=f"One of {_BACKENDS}.")
 @click.option("--weights", metavar="TYPE", help="int2 to int8.  [default: int8]")
 @click.option("--activations", metavar="TYPE", help="uint8, int8, uint16, ..., or none.  [default: uint8]")
@@ -88,7 +96,7 @@ def _compile(
     from qcomp.report import console
 
     limit = data.samples or compiler.DEFAULT_SAMPLES
-    with console.progress("Calibrating", limit, shown=shown and data.data is not None) as progress:
+    with console.progress("Compiling", limit, shown=shown and data.data is not None) as progress:
         return compiler.compile(
             model,
             data.data,

@@ -40,7 +40,7 @@ def _facts(report: Report) -> Table:
     facts.show_header = False
     label = "Integer weights" if advice.weights_only(report) else "In integers"
     console.row(facts, label, console.counted(report.quantized))
-    console.row(facts, "MACs", f"{console.percent(report.macs_quantized)} in them")
+    console.row(facts, "Share of MACs", console.percent(report.macs_quantized))
     console.row(facts, "Weights", sizes(report.bytes_before, report.bytes_after))
     console.row(facts, "Output SQNR", _error(report))
     if report.error.kept:

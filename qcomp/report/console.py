@@ -97,4 +97,4 @@ def percent(share: float) -> str:
 
 def milliseconds(seconds: float) -> str:
     """A time with three digits."""
-    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{1e3 * seconds:.0f} ms"
+    return f"{1e3 * seconds:#.3g}".rstrip(".") + " ms" if seconds < 0.9995 else f"{1e3 * seconds:.0f} ms"

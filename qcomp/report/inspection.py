@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qcomp import files, graph, operators, pipeline, qdq
+from qcomp import files, operators, pipeline, qdq, shapes
 from qcomp.calibration.data import InputSpec
 from qcomp.errors import ModelError
 from qcomp.report import summary
@@ -100,7 +100,7 @@ def _of_quantized(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOpe
 
 def _with_shapes(model: ir.Model, path: str | os.PathLike[str]) -> ir.Model:
     try:
-        graph.infer_shapes(model)
+        shapes.infer_shapes(model)
     except Exception as error:
         reason = (str(error).splitlines() or ["?"])[0]
         raise ModelError(f"onnx cannot infer its shapes: {reason}", where=os.fspath(path)) from error

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from qcomp import files, runtime
 from qcomp.calibration.data import InputSpec, Samples
 from qcomp.errors import DataError, OptionError
-from qcomp.runtime import Feeds
+from qcomp.runtime import Array, Feeds
 
 WARM_UP = 5
 DEFAULT_RUNS = 100
@@ -65,6 +66,12 @@ def bench(
     for runner, wanted, inputs in zip(runners, names, feeds, strict=True):
         for _ in range(WARM_UP):
             runtime.run(runner, wanted, inputs)
+    times = _times(runners, names, feeds, runs)
+    return [_latency(os.fspath(model), row) for model, row in zip(models, times, strict=True)]
+
+
+def _times(runners: Sequence[Any], names: Sequence[Sequence[str]], feeds: Sequence[Feeds], runs: int) -> Array:
+    """The seconds of each run, [models, runs]."""
     times = np.empty((len(runners), runs))
     for round_ in range(runs):
         for turn in range(len(runners)):
@@ -72,10 +79,10 @@ def bench(
             start = time.perf_counter()
             runners[index].run(names[index], feeds[index])
             times[index, round_] = time.perf_counter() - start
-    return [_latency(os.fspath(model), row) for model, row in zip(models, times, strict=True)]
+    return times
 
 
-def _latency(model: str, seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Latency:
+def _latency(model: str, seconds: Array) -> Latency:
     p10, median, p90 = (float(q) for q in np.percentile(seconds, (10, 50, 90)))
     return Latency(model, Path(model).stat().st_size, median, p10, p90)
 

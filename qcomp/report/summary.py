@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -117,17 +116,12 @@ def _idle_patterns(model: ir.Model, quantized: ir.Model, line: Sequence[Pass]) -
     kept = [node for node in quantized.graph if qdq.why_float(node) is not None]
     notes = []
     for pattern in dict.fromkeys(p for step in line for p in getattr(step, "keep", ())):
-        if any(_matches(node, pattern) for node in kept):
+        if any(operators.matching(node, [pattern]) for node in kept):
             continue
-        found = next((node for node in model.graph if _matches(node, pattern)), None)
+        found = next((node for node in model.graph if operators.matching(node, [pattern])), None)
         why = "matches no operator" if found is None else f"keeps nothing: {graph.describe(found)} is part of another"
         notes.append(f"--keep {pattern!r} {why}; `qcomp inspect -v` lists all names")
     return notes
-
-
-def _matches(node: ir.Node, pattern: str) -> bool:
-    names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from qcomp.calibration.observers import Statistics
 from qcomp.errors import ModelError
 from qcomp.passes.lower_conv_transpose import LowerConvTranspose
 
-EVERY = LowerConvTranspose(waste=1e9, group_channels=1)
+EVERY = LowerConvTranspose(waste=1e9)
 MOVES = ["Transpose", "Reshape", "Transpose", "Reshape", "Transpose"]
 
 
@@ -61,14 +61,13 @@ def attributes(draw):
 @settings(deadline=None, max_examples=250)
 @given(
     attributes=attributes(),
-    group=st.sampled_from([1, 2]),
     bias=st.booleans(),
     clamp=st.sampled_from([None, "Relu", "Clip"]),
     shape=st.sampled_from([("N", 4, 5, 6), (2, 4, 5, 6), ("N", 4, "H", "W"), (1, 4, "H", 7)]),
 )
-def test_random_attributes(attributes, group, bias, clamp, shape):
+def test_random_attributes(attributes, bias, clamp, shape):
     b = small.Builder()
-    y = transpose(b, b.input("x", shape), 4, 6, group=group, bias=bias, name="" if clamp else "y", **attributes)
+    y = transpose(b, b.input("x", shape), 4, 6, bias=bias, name="" if clamp else "y", **attributes)
     if clamp:
         b.op(clamp, y, *([b.constant(-0.5), b.constant(0.5)] if clamp == "Clip" else []), name="y")
     try:
@@ -78,7 +77,7 @@ def test_random_attributes(attributes, group, bias, clamp, shape):
     kinds = small.kinds(lower(b.model("y")))
     assert kinds[: 2 if clamp else 1] == ["Conv", *([clamp] if clamp else [])]
     assert "ConvTranspose" not in kinds
-    last = group == 1 and shape[2:] != ("H", "W")
+    last = shape[2:] != ("H", "W")
     moves = [] if attributes["strides"][0] == 1 else MOVES if last else ["DepthToSpace"]
     assert [k for k in kinds if k not in ("Conv", "Relu", "Clip", "Slice")] == moves
 
@@ -145,7 +144,7 @@ REFUSED = {
     "strides": ({"strides": [2, 1]}, "strides differ"),
     "same": ({"auto_pad": "SAME_UPPER"}, "auto_pad"),
     "output shape": ({"output_shape": [10, 12], "strides": [2, 2]}, "output_shape"),
-    "groups": ({"group": 2, "strides": [2, 2]}, "fewer input channels than group_channels=16"),
+    "groups": ({"group": 2, "strides": [2, 2]}, "channels are grouped"),
     "waste": ({"kernel": (1, 1), "strides": [2, 2]}, "zero taps would add 3.0 times"),
 }
 

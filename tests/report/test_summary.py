@@ -78,6 +78,8 @@ def test_brackets_in_names_are_not_markup(capsys):
         (console.percent(0.5), "50 %"),
         (console.decibels(math.inf), "exact"),
         (console.milliseconds(0.0123456), "12.3 ms"),
+        (console.milliseconds(0.00023), "0.230 ms"),
+        (console.milliseconds(0.9996), "1000 ms"),
         (console.milliseconds(2.5), "2500 ms"),
         (console.counted({}), "nothing"),
     ],

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import small_graphs as small
 
-from qcomp import files, graph, guard, pipeline, runtime
+from qcomp import files, graph, guard, pipeline, runtime, shapes
 from qcomp.calibration.calibrator import Calibrator
 from qcomp.calibration.observers import Statistics
 
@@ -78,7 +78,7 @@ def float_operators(model: ir.Model) -> list[str]:
         path = Path(folder) / "optimized.onnx"
         runtime.session(model, optimized_path=path)
         optimized = ir.load(path)
-        graph.infer_shapes(optimized)
+        shapes.infer_shapes(optimized)
         floats = {v.name for v in optimized.graph.inputs if v.dtype == ir.DataType.FLOAT}
         return [n.op_type for n in optimized.graph if _computes_floats(n, floats)]
 
@@ -91,3 +91,15 @@ def _computes_floats(node: ir.Node, floats: set) -> bool:
     if node.op_type in ("DequantizeLinear", "MatMulIntegerToFloat") or reads:
         floats.update(v.name for v in node.outputs)
     return reads
+
+
+def run_optimized(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """The outputs in order, as ONNX Runtime optimizes the model."""
+    return runtime.session(model).run(None, inputs)
+
+
+ratio = guard.sqnr
+
+
+def loaded(proto: onnx.ModelProto) -> ir.Model:
+    return files.load(proto)

@@ -148,8 +148,17 @@ def branches(seed: int) -> onnx.ModelProto:
     return b.model("y")
 
 
+def decoder(seed: int) -> onnx.ModelProto:
+    """Conv, ConvTranspose that doubles the size, Relu, Conv."""
+    b = Builder(seed)
+    x = b.conv(b.input("x", ["N", 3, 6, 6]), 3, 4, pads=[1, 1, 1, 1])
+    up = b.op("ConvTranspose", x, b.random(4, 4, 4, 4), b.random(4), strides=[2, 2], pads=[1, 1, 1, 1])
+    b.op("Identity", b.conv(b.op("Relu", up), 4, 3), name="y")
+    return b.model("y")
+
+
 SMALL: dict[str, Callable[[int], onnx.ModelProto]] = {
-    f.__name__: f for f in (cnn, mlp, attention, shared, middle_output, branches)
+    f.__name__: f for f in (cnn, mlp, attention, shared, middle_output, branches, decoder)
 }
 
 
