@@ -41,10 +41,11 @@ class CorrectBias(Pass):
                 yield Observation(_last(node).outputs[0], ChannelMean(1 if node.op_type == "Conv" else -1))
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
-        changed = [self._correct(node, stats) for node in model.graph]
+        names = graph.Names(model.graph)
+        changed = [self._correct(node, stats, names) for node in model.graph]
         return any(changed)
 
-    def _correct(self, node: ir.Node, stats: Statistics) -> bool:
+    def _correct(self, node: ir.Node, stats: Statistics, names: graph.Names) -> bool:
         patch = _patch(node)
         weight, bias = qdq.read(node.inputs[1] if patch is not None else None), _bias_value(node)
         if patch is None or weight is None or bias is None or node.inputs[0] is None:
@@ -57,7 +58,7 @@ class CorrectBias(Pass):
             logger.info("%s: not corrected: no statistics", graph.describe(node))
             return False
         wanted = mean_out.mean - _mean_product(node, _dequantized(weight), mean_in.mean)
-        return _write(bias, wanted)
+        return _write(node, bias, wanted, names)
 
 
 def _last(node: ir.Node) -> ir.Node:
@@ -129,18 +130,20 @@ def _mean_product(node: ir.Node, weight: Array, mean: Array) -> Array:
     return grouped
 
 
-def _write(bias: ir.Value, wanted: Array) -> bool:
-    """Set the bias, on the accumulator's grid where it is quantized; say whether that changed it."""
+def _write(node: ir.Node, bias: ir.Value, wanted: Array, names: graph.Names) -> bool:
+    """Set the bias of this node alone, on the accumulator's grid where it is quantized; say whether that changed it."""
     found = qdq.read(bias)
-    if found is None:
-        return _replace(bias, wanted.astype(np.float32))
-    scale = found.scale.astype(np.float64)
-    return _replace(found.source, np.clip(np.rint(wanted / scale), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32))
+    if found is not None:
+        steps = np.rint(wanted / found.scale.astype(np.float64))
+        return _replace(found.dequantize, 0, np.clip(steps, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32), names)
+    last = _last(node)
+    index = next(i for i, value in enumerate(last.inputs) if value is bias)
+    return _replace(last, index, wanted.astype(np.float32), names)
 
 
-def _replace(value: ir.Value, new: Array) -> bool:
-    old = graph.constant(value)
+def _replace(node: ir.Node, index: int, new: Array, names: graph.Names) -> bool:
+    old = graph.constant(node.inputs[index])
     if old is None or np.allclose(old, new, rtol=1e-6, atol=0):
         return False
-    value.const_value = ir.Tensor(new, name=value.name)
+    graph.set_constant(node, index, new, names, "bias")
     return True

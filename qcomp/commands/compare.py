@@ -37,8 +37,7 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
     before, after = files.load(reference), files.read(quantized)
     samples = data.open(runtime.input_specs(before))
     classes = None if labels is None else load_labels(labels, samples.names)
-    total = min(data.samples or samples.count or 0, samples.count or 0) or None
-    with console.progress("Comparing", total) as progress:
+    with console.progress("Comparing") as progress:
         found = comparison.compare(
             before,
             after,

@@ -96,7 +96,7 @@ def _compile(
     from qcomp.report import console
 
     limit = data.samples or compiler.DEFAULT_SAMPLES
-    with console.progress("Compiling", limit, shown=shown and data.data is not None) as progress:
+    with console.progress("Calibrating", shown=shown and data.data is not None) as progress:
         return compiler.compile(
             model,
             data.data,

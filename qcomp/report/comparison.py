@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcomp import graph, runtime
+from qcomp.calibration.calibrator import Progress, total_samples
 from qcomp.calibration.data import InputSpec, Samples, check_labels
 from qcomp.errors import DataError, ModelError
 from qcomp.report.outputs import Accuracy, OutputError, Ratio
@@ -17,7 +18,6 @@ from qcomp.runtime import Array, Feeds
 
 LAYER_SAMPLES = 64
 """How many samples the layers are compared on at most; outputs and accuracy are of all samples."""
-Progress = Callable[[int], None]
 
 
 @dataclass
@@ -77,7 +77,7 @@ def compare(
         limit: use the first samples only.
         batch: samples a run.
         threads: of ONNX Runtime.
-        progress: called with the number of samples done so far.
+        progress: called with the number of samples done so far and, where known, of all.
 
     Raises:
         ModelError: the models differ in their inputs, or have no float output in common.
@@ -94,7 +94,7 @@ def compare(
         before, after = (dict(zip(names, runtime.run(one, names, feeds), strict=True)) for one in both)
         _update(result, before, after, labels)
         if progress:
-            progress(result.samples)
+            progress(result.samples, total_samples(samples, limit))
     result.layer_samples = _measure(
         result.layers, reference, quantized, samples.batches(batch, min(limit or LAYER_SAMPLES, LAYER_SAMPLES)), threads
     )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -55,17 +55,16 @@ def show(target: Table) -> None:
 
 
 @contextlib.contextmanager
-def progress(label: str, total: int | None, *, shown: bool = True) -> Iterator[Callable[[int], None] | None]:
-    """A progress bar on stderr that takes the number of samples done; None where stderr is no terminal."""
+def progress(label: str, *, shown: bool = True) -> Iterator[Callable[[int, int | None], None] | None]:
+    """A progress bar on stderr that takes the samples done and their number; None where stderr is no terminal."""
     screen = Console(stderr=True)
     if not shown or not screen.is_terminal:
         yield None
         return
-    done = TextColumn("{task.completed:.0f}" + ("/{task.total:.0f} samples" if total else " samples"))
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), done, TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(label, total=total)
-        yield lambda count: bar.update(task, completed=count)
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def counted(counts: dict[str, int]) -> str:

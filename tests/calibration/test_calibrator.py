@@ -75,10 +75,10 @@ def test_statistics_do_not_depend_on_the_batch_size(batch):
 def test_limit_and_progress():
     model, feeds, samples = model_and_samples()
     done = []
-    stats = Calibrator(samples, limit=7, batch=3, progress=done.append).collect(
+    stats = Calibrator(samples, limit=7, batch=3, progress=lambda *state: done.append(state)).collect(
         model, [Observation(model.graph.inputs[0], Distribution())]
     )
-    assert done == [3, 6, 7]
+    assert done == [(3, 7), (6, 7), (7, 7)]
     assert stats.samples == 7
     assert stats.histogram("x").high == feeds["x"][:7].max()
 

@@ -110,7 +110,7 @@ def test_absorbed_and_dequantized_values_are_found_once(cnn):
 
 def test_a_model_equals_itself(cnn):
     model, _, images = cnn
-    found = comparison.compare(model, model.clone(), samples_for(model, image=images[:8]), progress=lambda _: None)
+    found = comparison.compare(model, model.clone(), samples_for(model, image=images[:8]), progress=lambda *_: None)
     assert found.outputs[0].agreement == 1
     assert found.outputs[0].ratio.decibels == math.inf
 
