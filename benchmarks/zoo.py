@@ -149,6 +149,11 @@ def _array(data: Path, file: str, key: str) -> Array:
         return np.asarray(stored[key])
 
 
+def _shuffled(array: Array) -> Array:
+    """In a fixed random order: some sets are stored class by class, and the first samples must be like all."""
+    return array[np.random.default_rng(0).permutation(len(array))]
+
+
 def _batches(array: Array, model: Model, data: Path) -> list[Feeds]:
     spec = runtime.input_specs(files.read(model.path(data)))[0]
     size = spec.shape[0] if isinstance(spec.shape[0], int) else 100
@@ -162,7 +167,7 @@ def _arrays(
     return Model(
         name,
         file,
-        lambda data: [make(_array(data, stored, keys[0]))],
+        lambda data: [make(_shuffled(_array(data, stored, keys[0])))],
         lambda data, model: _batches(make(_array(data, stored, keys[1])), model, data),
         lambda data: _array(data, stored, keys[2]).astype(np.int64),
     )

@@ -3,7 +3,7 @@
 An operator with no integer form, of a shape that no integer kernel takes, matched by ``keep``, or that adds a mask so
 large that every other value would become one integer, stays in float. Of the others, integers are chosen where the
 whole graph becomes fastest: each operator costs what `qcomp.costs` says in float and in integers, each edge between
-the two a conversion, and the least sum is a minimum cut (Picard & Queyranne 1980 give the construction).
+the two a conversion, and the least sum is a minimum cut (`qcomp.minimum_cut`).
 
 The reason for float is noted in the node's metadata under ``qcomp.float``, where insert-qdq and the summary read it.
 """
@@ -11,14 +11,13 @@ The reason for float is noted in the node's metadata under ``qcomp.float``, wher
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import networkx as nx
 import onnx_ir as ir
 
-from qcomp import costs, graph, operators
+from qcomp import costs, graph, minimum_cut, operators
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.operators import Role
 from qcomp.pipeline import Pass
@@ -27,7 +26,6 @@ from qcomp.qdq import FLOAT_REASON, why_float
 logger = logging.getLogger(__name__)
 
 LEVELS = 255
-_FLOAT, _INTEGER = "float", "integer"
 
 
 @dataclass(frozen=True)
@@ -69,14 +67,17 @@ def _impossible(model: ir.Model, keep: tuple[str, ...], stats: Statistics) -> di
         reason = _kept(node, keep) or why_float(node) or _no_form(node) or _crushed(node, masks, stats)
         if reason is not None and _computes_floats(node):
             reasons[node] = reason
-            reasons.setdefault(_unit(node), reason)
-    units = {node: _unit(node) for node in model.graph if operators.find(node) is not None and node not in reasons}
+            reasons.setdefault(minimum_cut.unit(node), reason)
+    units = {
+        node: minimum_cut.unit(node) for node in model.graph if operators.find(node) is not None and node not in reasons
+    }
     reasons.update({node: reasons[unit] for node, unit in units.items() if unit in reasons})
     return reasons
 
 
 def _computes_floats(node: ir.Node) -> bool:
-    return any(v.dtype in (ir.DataType.FLOAT, None) for v in node.outputs) or any(True for _ in graph.subgraphs(node))
+    floats = any(v.dtype is None or v.dtype.is_floating_point() for v in node.outputs)
+    return floats or any(True for _ in graph.subgraphs(node))
 
 
 def _kept(node: ir.Node, keep: tuple[str, ...]) -> str | None:
@@ -139,7 +140,7 @@ def _crushed(node: ir.Node, masks: set[int], stats: Statistics) -> str | None:
 
 
 def _adds_bias(node: ir.Node) -> bool:
-    return graph.is_op(node, "Add") and _unit(node) is not node
+    return graph.is_op(node, "Add") and minimum_cut.unit(node) is not node
 
 
 def _span(value: ir.Value, stats: Statistics) -> float | None:
@@ -155,105 +156,10 @@ def _unprofitable(model: ir.Model, impossible: dict[ir.Node, str]) -> dict[ir.No
     candidates = [
         n for n in model.graph if n not in impossible and operators.find(n) is not None and operators.handles_floats(n)
     ]
-    if not candidates:
-        return {}
-    network = _network(candidates, set(impossible))
-    cut, (float_side, _) = nx.minimum_cut(network, _FLOAT, _INTEGER, flow_func=nx.algorithms.flow.boykov_kolmogorov)
-    logger.debug("minimum cut of %d operators: %.0f ns", len(candidates), cut)
-    return {node: _reason(node) for node in candidates if id(_unit(node)) in float_side}
+    return {node: _reason(node) for node in minimum_cut.floats(candidates)}
 
 
 def _reason(node: ir.Node) -> str:
     if not costs.has_kernel(node):
         return f"ONNX Runtime has no integer kernel for {node.op_type}"
     return "integers would be no faster here: the conversions around it cost more than they gain"
-
-
-def _network(candidates: list[ir.Node], impossible: set[ir.Node]) -> nx.DiGraph[object]:
-    """The flow network: source side float, sink side integer."""
-    network: nx.DiGraph[object] = nx.DiGraph()
-    network.add_node(_FLOAT)
-    network.add_node(_INTEGER)
-    inside = {id(n) for n in candidates}
-    for node in candidates:
-        cost = costs.of(node)
-        gain = cost.real - (cost.integer if costs.has_kernel(node) else cost.real + 1e9)
-        if gain > 0:
-            _add(network, id(_unit(node)), _INTEGER, gain)
-        else:
-            _add(network, _FLOAT, id(_unit(node)), -gain)
-    for value in _edges(candidates):
-        _add_conversions(network, value, inside)
-    return network
-
-
-def _unit(node: ir.Node) -> ir.Node:
-    """The node that decides for this one: a MatMul for the Add of its bias, what a clamp bounds for the clamp."""
-    if graph.is_op(node, "Clip") and operators.clamp_bounds(node) is None:
-        return node
-    for value in node.inputs[:2] if graph.is_op(node, "Add", "Relu", "Clip") else ():
-        producer = value.producer() if value is not None else None
-        if producer is None:
-            continue
-        if operators.bias_add(producer) is node:
-            return producer
-        if not graph.is_op(node, "Add") and graph.only_user(producer.outputs[0]) is node and _computes(producer):
-            return _unit(producer)
-    return node
-
-
-def _computes(node: ir.Node) -> bool:
-    row = operators.find(node)
-    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC)
-
-
-def _edges(candidates: list[ir.Node]) -> Iterator[ir.Value]:
-    seen: set[int] = set()
-    for node in candidates:
-        for value in [*(v for _, v in operators.activations(node)), *node.outputs]:
-            if id(value) not in seen and graph.is_float(value) and graph.constant_tensor(value) is None:
-                seen.add(id(value))
-                yield value
-
-
-def _add_conversions(network: nx.DiGraph[object], value: ir.Value, inside: set[int]) -> None:
-    """A DequantizeLinear where an integer producer meets a float reader, a QuantizeLinear the other way round."""
-    producer = value.producer()
-    made_by = id(_unit(producer)) if producer is not None and id(producer) in inside else _FLOAT
-    readers = {id(_unit(user)) if id(user) in inside else _FLOAT for user, _ in value.uses()}
-    if value.is_graph_output():
-        readers.add(_FLOAT)
-    readers.discard(made_by)
-    if not readers:
-        return
-    price = costs.convert(value)
-    if made_by != _FLOAT and not _leaves_float(producer):
-        meeting = ("dequantize", id(value))
-        _add(network, meeting, made_by, price)
-        for reader in readers:
-            _add(network, reader, meeting, float("inf"))
-    meeting = ("quantize", id(value))
-    _add(network, made_by, meeting, price)
-    for reader in readers - {_FLOAT}:
-        _add(network, meeting, reader, float("inf"))
-
-
-def _leaves_float(node: ir.Node | None) -> bool:
-    """Whether the fused integer kernel can give its result in float at no cost."""
-    row = None if node is None else operators.find(_unit(node))
-    return row is not None and row.float_output
-
-
-def _add(network: nx.DiGraph[object], start: object, end: object, capacity: float) -> None:
-    """An edge, added to one that is there; an infinite capacity is left out, as networkx has it.
-
-    Capacities are whole picoseconds: networkx compares flows for equality, which floats do not stand.
-    """
-    if start == end or capacity <= 0:
-        return
-    if capacity == float("inf"):
-        network.add_edge(start, end)
-    elif not network.has_edge(start, end):
-        network.add_edge(start, end, capacity=round(1e3 * capacity))
-    elif "capacity" in network[start][end]:
-        network[start][end]["capacity"] += round(1e3 * capacity)

@@ -50,6 +50,9 @@ class CorrectBias(Pass):
         weight, bias = qdq.read(node.inputs[1] if patch is not None else None), _bias_value(node)
         if patch is None or weight is None or bias is None or node.inputs[0] is None:
             return False
+        if weight.quantize is not None:
+            logger.info("%s: not corrected: its weight is not rounded yet", graph.describe(node))
+            return False
         axis = 1 if node.op_type == "Conv" else -1
         mean_in = stats.find(qdq.float_name(node.inputs[0]), patch)
         out = str(_last(node).outputs[0].name)

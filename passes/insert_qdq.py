@@ -64,7 +64,7 @@ class InsertQdq(Pass):
         search = self.weight_ranges == "mse" or (self.weight_ranges == "auto" and weight_type.bits < 8)
         writer = qdq.Writer(model.graph)
         linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel)
-        nodes = [n for n in model.graph if _runs_in_integers(n)]
+        nodes = _in_integers(model)
         if self.activations is None:
             return linear.weights_only(nodes)
         activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
@@ -73,7 +73,18 @@ class InsertQdq(Pass):
         return bool(nodes)
 
 
-def _runs_in_integers(node: ir.Node) -> bool:
+def _in_integers(model: ir.Model) -> list[ir.Node]:
+    """The operators that run in integers; a clamp only with what it alone bounds, which has no range of its own."""
+    inside: dict[int, ir.Node] = {}
+    for node in model.graph:
+        value = node.inputs[0] if node.inputs else None
+        alone = value is not None and operators.clamped(value) and id(value.producer()) not in inside
+        if _may_run_in_integers(node) and not alone:
+            inside[id(node)] = node
+    return list(inside.values())
+
+
+def _may_run_in_integers(node: ir.Node) -> bool:
     return operators.find(node) is not None and qdq.why_float(node) is None and operators.handles_floats(node)
 
 
@@ -240,8 +251,7 @@ class _Insertion:
         zero = scale.zero_point
         users = tuple(out.uses())
         if graph.is_op(node, "Pad"):
-            axes = node.inputs[3] if len(node.inputs) > 3 else None
-            inputs = [self.integers[id(value)], node.inputs[1], zero, axes]
+            inputs = [self.integers[id(value)], node.inputs[1], zero, *node.inputs[3:]]
             new = ir.node("Pad", inputs, node.attributes, name=node.name)
             integers = new.outputs[0]
             integers.name = self.writer.names.fresh(f"{out.name}{graph.QUANTIZED}")

@@ -19,7 +19,7 @@ from qcomp.backend import Backend
 from qcomp.calibration.calibrator import Calibrator, Progress
 from qcomp.calibration.data import Preprocess, Samples, open_data
 from qcomp.calibration.observers import Observation, Statistics
-from qcomp.errors import DataError, OptionError
+from qcomp.errors import DataError, OptionError, OutputError
 from qcomp.pipeline import Hooks, Pass
 from qcomp.report.summary import Report, describe
 from qcomp.runtime import Array, Feeds
@@ -115,7 +115,7 @@ def compile(
             outputs=job.sample_outputs if verify else None,
             dump=_dumper(Path(dump)) if dump is not None else None,
         )
-        quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db)
+        quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db, job.batch)
         report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
         written = backend.emit(quantized, Path(out)) if out is not None else []
     report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
@@ -173,7 +173,7 @@ class _Job:
     def sample_outputs(self, model: ir.Model) -> dict[str, Array]:
         """The outputs of a few samples, with every operator run as it stands."""
         runner = runtime.session(model, threads=self.threads, optimize=False)
-        return runtime.run_batches(runner, guard.few(self.data, model, guard.VERIFY_SAMPLES))
+        return runtime.run_batches(runner, guard.few(self.data, model, guard.VERIFY_SAMPLES, self.batch))
 
 
 def _needing(line: Sequence[Pass]) -> list[Pass]:
@@ -182,7 +182,10 @@ def _needing(line: Sequence[Pass]) -> list[Pass]:
 
 
 def _dumper(folder: Path) -> Callable[[int, str, ir.Model], None]:
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot be written: {error.strerror}", where=str(folder)) from error
 
     def dump(index: int, name: str, model: ir.Model) -> None:
         files.save(model, folder / f"{index:02d}-{name}.onnx")

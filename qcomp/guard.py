@@ -27,6 +27,7 @@ WARN_DB = 20.0
 GUARD_SAMPLES = 32
 VERIFY_SAMPLES = 4
 SENSITIVITY_SAMPLES = 8
+BATCH = 4
 TRIED = 10
 """How many of the noisiest layers are tried alone, to name the worst."""
 NAMED = 5
@@ -58,18 +59,29 @@ class Error:
 
 
 def sqnr(reference: Array, actual: Array) -> float:
-    """Signal-to-quantization-noise ratio in dB; infinite where the arrays are equal."""
-    signal, noise = reference.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-    power = float(np.sum((signal - noise) ** 2))
+    """Signal-to-quantization-noise ratio in dB, of what is finite in the reference; infinite where that is equal."""
+    finite = np.isfinite(reference)
+    signal, found = reference[finite].astype(np.float64), actual[finite].astype(np.float64)
+    power = float(np.sum((signal - found) ** 2))
     if power == 0:
         return math.inf
+    if not math.isfinite(power):
+        return -math.inf
     return 10 * math.log10(max(float(np.sum(signal**2)), 1e-300) / power)
 
 
 def quantize(
-    model: ir.Model, line: Sequence[Pass], hooks: Hooks, samples: Samples | None, bound: float | None
+    model: ir.Model,
+    line: Sequence[Pass],
+    hooks: Hooks,
+    samples: Samples | None,
+    bound: float | None,
+    batch: int = BATCH,
 ) -> tuple[ir.Model, Statistics, Error]:
     """Run the passes on a clone, measure the outputs' error, and keep layers in float where a bound asks for it.
+
+    Args:
+        batch: samples a run, at most `BATCH`; 1 where their shapes differ.
 
     Raises:
         OptionError: a bound without samples, or without a pass that chooses precision.
@@ -79,7 +91,7 @@ def quantize(
     work = model.clone()
     start = next((i for i, step in enumerate(line) if any(True for _ in step.observe(work))), len(line))
     stats = pipeline.run(work, line[:start], hooks)
-    trial = _Trial(model, work, line[start:], samples, replace(hooks, start=start))
+    trial = _Trial(model, work, line[start:], samples, replace(hooks, start=start), batch)
     quantized = trial.first()
     if samples is None:
         return quantized, trial.stats or stats, Error()
@@ -96,10 +108,10 @@ def quantize(
     return quantized, trial.stats or stats, found
 
 
-def few(samples: Samples | None, model: ir.Model, count: int) -> list[Feeds]:
+def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH) -> list[Feeds]:
     """A few batches of samples; random ones where there are none."""
     if samples is not None:
-        return list(samples.batches(min(count, 4), count))
+        return list(samples.batches(min(count, batch, BATCH), count))
     random = np.random.default_rng(0)
     feeds = {}
     for spec in runtime.input_specs(model):
@@ -113,10 +125,16 @@ class _Trial:
     """Quantizes clones of the rewritten float model with different operators kept in float."""
 
     def __init__(
-        self, original: ir.Model, rewritten: ir.Model, line: Sequence[Pass], samples: Samples | None, hooks: Hooks
+        self,
+        original: ir.Model,
+        rewritten: ir.Model,
+        line: Sequence[Pass],
+        samples: Samples | None,
+        hooks: Hooks,
+        batch: int,
     ) -> None:
         self._original, self._rewritten, self._line, self._samples = original, rewritten, line, samples
-        self._hooks = hooks
+        self._hooks, self._batch = hooks, batch
         self.stats: Statistics | None = None
         self._reasons: dict[str, str] = {}
         self._reference: dict[int, dict[str, Array]] = {}
@@ -141,7 +159,7 @@ class _Trial:
 
     def error(self, quantized: ir.Model, count: int = GUARD_SAMPLES) -> Error:
         """The outputs' SQNR on the first samples."""
-        batches = few(self._samples, self._original, count)
+        batches = few(self._samples, self._original, count, self._batch)
         if count not in self._reference:
             self._reference[count] = runtime.run_batches(runtime.session(self._original), batches)
         reference = self._reference[count]
@@ -156,7 +174,7 @@ class _Trial:
 
     def noisiest(self, quantized: ir.Model, names: Sequence[str]) -> list[str]:
         """The few operators that add the most noise to their output, relative to its power."""
-        batches = iter(few(self._samples, self._original, SENSITIVITY_SAMPLES))
+        batches = iter(few(self._samples, self._original, SENSITIVITY_SAMPLES, self._batch))
         errors = layer_errors(self._rewritten, quantized, batches)
         noise = {layer.reference: layer.ratio.noise / max(layer.ratio.signal, 1e-300) for layer in errors}
         added = {}

@@ -29,7 +29,7 @@ class LinearWriter:
 
     def __init__(self, writer: qdq.Writer, qtype: QType, *, search: bool, per_channel: bool) -> None:
         self._writer, self._qtype, self._search, self._per_channel = writer, qtype, search, per_channel
-        self._done: dict[tuple[int, int | None], tuple[ir.Value, QParams]] = {}
+        self._done: dict[tuple[int, int | None, bytes], ir.Value] = {}
 
     def weights_only(self, nodes: Iterable[ir.Node]) -> bool:
         """Quantize the weights and nothing else; say whether there were any."""
@@ -68,7 +68,7 @@ class LinearWriter:
         return self._writer.dequantize(value, shared, name)
 
     def _quantize_weight(self, node: ir.Node, bias_steps: Array) -> QParams:
-        """Put Q and DQ between a weight and the node; weights that several nodes share are quantized once.
+        """Put Q and DQ between a weight and the node; weights that several nodes share are quantized once a scale.
 
         Args:
             node: the linear operator.
@@ -79,15 +79,14 @@ class LinearWriter:
         assert weight is not None
         assert tensor is not None
         axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._per_channel else None
-        key = (id(weight), axis)
-        if key not in self._done or bias_steps.size:
-            params = self._params(tensor, axis, bias_steps)
+        params = self._params(tensor, axis, bias_steps)
+        key = (id(weight), axis, params.scale.tobytes())
+        if key not in self._done:
             scale, name = self._writer.scale(params, str(weight.name)), str(weight.name)
             value = self._writer.quantize(weight, scale, name)
             value = self._writer.clip(value, self._qtype.qmin, self._qtype.qmax, scale, name)
-            self._done[key] = (self._writer.dequantize(value, scale, name), params)
-        dequantized, params = self._done[key]
-        node.replace_input_with(1, dequantized)
+            self._done[key] = self._writer.dequantize(value, scale, name)
+        node.replace_input_with(1, self._done[key])
         return params
 
     def _params(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> QParams:

@@ -169,7 +169,7 @@ def observable(model: ir.Model) -> list[ir.Value]:
         if find(node) is None or any(id(v) in masked for v in (*node.inputs, *node.outputs)):
             continue
         for value in [*(v for _, v in activations(node)), *node.outputs]:
-            if graph.is_float(value) and graph.constant_tensor(value) is None and not _clamped(value):
+            if graph.is_float(value) and graph.constant_tensor(value) is None and not clamped(value):
                 found[id(value)] = value
     return list(found.values())
 
@@ -198,7 +198,8 @@ def _enormous(value: ir.Value | None) -> bool:
     return bool((np.abs(tensor.numpy()) >= MASK).any())
 
 
-def _clamped(value: ir.Value) -> bool:
+def clamped(value: ir.Value) -> bool:
+    """Whether an operator computes the value only for a Relu or Clip to bound: then it has no range of its own."""
     producer, user = value.producer(), graph.only_user(value)
     row = None if producer is None else find(producer)
     if row is None or row.role not in (Role.LINEAR, Role.ARITHMETIC) or user is None:

@@ -25,7 +25,7 @@ from qcomp.errors import OptionError, PassError, QcompError
 
 logger = logging.getLogger(__name__)
 
-_FLOAT_REWRITES = "clean-up,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-conv-transpose"
+_FLOAT_REWRITES = "clean-up,global-pool,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-conv-transpose"
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
     1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",

@@ -68,7 +68,7 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
     for node in nodes:
         for source, out in _links(node, members, finder):
             links.add_edge(id(source), id(out))
-            if not graph.is_op(node, "Concat"):
+            if _copies(node):
                 copies.add(id(out))
     found: dict[int, tuple[QParams, ir.Value]] = {}
     order = {key: index for index, key in enumerate(members)}
@@ -79,6 +79,12 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
         params = QParams.asymmetric(*_union(finder.of(v, clip=not decides) for v in sources), finder.qtype)
         found.update({id(v): (params, ordered[0]) for v in ordered})
     return found
+
+
+def _copies(node: ir.Node) -> bool:
+    """Whether the output lies in the range of the input: not of a Concat, nor of a Clip whose bounds exclude zero."""
+    bounds = operators.clamp_bounds(node) if graph.is_op(node, "Relu", "Clip") else None
+    return not graph.is_op(node, "Concat") and (bounds is None or bounds[0] <= 0 <= bounds[1])
 
 
 def _links(node: ir.Node, members: Mapping[int, ir.Value], finder: Ranges) -> Iterable[tuple[ir.Value, ir.Value]]:

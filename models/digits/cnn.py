@@ -22,9 +22,9 @@ def digits_cnn(seed: int = 0, *, weights: Mapping[str, Array] | None = None) -> 
         weights: trained weights instead, by name.
     """
     net = Net("digits_cnn", seed=seed, weights=weights)
-    x = conv_bn(net, net.input("image", ["N", 1, 8, 8]), "stem", 1, 16, act="relu")
-    x = basic_block(net, x, "block1", 16, 16)
-    x = conv_bn(net, x, "down", 16, 32, stride=(2, 2), act="relu")
-    x = basic_block(net, x, "block2", 32, 32)
-    x = separable(net, x, "separable", 32, 64, act="relu6")
+    x = conv_bn(net, net.input("image", ["N", 1, 8, 8]), "stem", 1, 32, act="relu")
+    x = basic_block(net, x, "block1", 32, 32)
+    x = conv_bn(net, x, "down", 32, 48, stride=(2, 2), act="relu")
+    x = basic_block(net, x, "block2", 48, 48)
+    x = separable(net, x, "separable", 48, 64, act="relu6")
     return net.model(pooled_classifier(net, x, "fc", 64, 10), "logits", ["N", 10])

@@ -49,9 +49,9 @@ class DigitsCnn(nn.Module):  # type: ignore[misc]
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.block1 = ConvBn(1, 16), BasicBlock(16)
-        self.down, self.block2 = ConvBn(16, 32, stride=2), BasicBlock(32)
-        self.separable, self.fc = Separable(32, 64), nn.Linear(64, 10)
+        self.stem, self.block1 = ConvBn(1, 32), BasicBlock(32)
+        self.down, self.block2 = ConvBn(32, 48, stride=2), BasicBlock(48)
+        self.separable, self.fc = Separable(48, 64), nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, 1, 8, 8]`` to ``[N, 10]``."""

@@ -15,7 +15,7 @@ import small_graphs as small
 
 from qcomp import files, graph, guard, pipeline, runtime, shapes
 from qcomp.calibration.calibrator import Calibrator
-from qcomp.calibration.observers import Statistics
+from qcomp.calibration.observers import Distribution, Observation, Statistics
 
 FLOAT_REWRITES = pipeline.PRESETS[0].partition(",choose-precision")[0]
 WITHOUT_CHOICE = f"{FLOAT_REWRITES},choose-precision{{by=all}},insert-qdq{{ranges=minmax}},round-weights"
@@ -103,3 +103,6 @@ ratio = guard.sqnr
 
 def loaded(proto: onnx.ModelProto) -> ir.Model:
     return files.load(proto)
+
+
+__all__ = ["Distribution", "Observation", "apply", "check", "files", "quantize", "statistics"]
