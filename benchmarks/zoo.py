@@ -383,11 +383,8 @@ def arguments(description: str | None, *, models: bool = True) -> argparse.Argum
 def data_of(options: argparse.Namespace) -> Path:
     """The data folder of parsed arguments, or a clear end."""
     data = find_data(options.data)
+    if data is None and options.models and all(model.file in digits.NAMES for model in selected(options.models)):
+        return Path()  # the digits models bring their data
     if data is None:
         raise SystemExit("no data: give --data or set QCOMP_DATA to the folder that holds models/ (see README.md)")
     return data
-
-
-def as_digits(model: Model) -> bool:
-    """Whether a model needs no data folder."""
-    return model.file in digits.NAMES

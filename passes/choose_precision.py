@@ -17,9 +17,8 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import costs, graph, minimum_cut, operators
+from qcomp import costs, graph, integer_form, minimum_cut, operators
 from qcomp.calibration.observers import Distribution, Observation, Statistics
-from qcomp.operators import Role
 from qcomp.pipeline import Pass
 from qcomp.qdq import FLOAT_REASON, why_float
 
@@ -42,7 +41,7 @@ class ChoosePrecision(Pass):
     tolerance: ClassVar[float | None] = 0.0
 
     def observe(self, model: ir.Model) -> Iterable[Observation]:
-        return [Observation(value, Distribution()) for value in operators.observable(model)]
+        return [Observation(value, Distribution()) for value in integer_form.observable(model)]
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         if any(graph.is_op(node, "QuantizeLinear", "DequantizeLinear") for node in model.graph):
@@ -60,11 +59,11 @@ class ChoosePrecision(Pass):
 
 def _impossible(model: ir.Model, keep: tuple[str, ...], stats: Statistics) -> dict[ir.Node, str]:
     reasons: dict[ir.Node, str] = {}
-    masks = operators.masks(model)
+    masks = integer_form.masks(model)
     for node in model.graph:
         if _adds_bias(node):
             continue  # one linear unit with its MatMul, which decides
-        reason = _kept(node, keep) or why_float(node) or _no_form(node) or _crushed(node, masks, stats)
+        reason = _kept(node, keep) or why_float(node) or integer_form.why_not(node) or _crushed(node, masks, stats)
         if reason is not None and _computes_floats(node):
             reasons[node] = reason
             reasons.setdefault(minimum_cut.unit(node), reason)
@@ -83,47 +82,6 @@ def _computes_floats(node: ir.Node) -> bool:
 def _kept(node: ir.Node, keep: tuple[str, ...]) -> str | None:
     pattern = operators.matching(node, keep)
     return None if pattern is None else f"kept by {pattern!r}"
-
-
-def _no_form(node: ir.Node) -> str | None:
-    """Why the operator as it stands has no integer form; None where it has one."""
-    if any(True for _ in graph.subgraphs(node)):
-        return "its body is a subgraph, which stays in float"
-    row = operators.find(node)
-    if row is None:
-        return f"{node.op_type} has no integer form"
-    if not operators.handles_floats(node):
-        return "its tensors are not known to be float32"
-    if row.role is Role.LINEAR:
-        return _linear_reason(node)
-    if row.role is Role.CLAMP and operators.clamp_bounds(node) is None:
-        return "its bounds are not constant"
-    if node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") != "nearest":
-        return "Resize interpolates"
-    if row.role is Role.ON_INTEGERS and _pads_something(node):
-        return "it pads with a value that is not 0"
-    return None
-
-
-def _linear_reason(node: ir.Node) -> str | None:
-    if operators.weight_of(node) is None and node.op_type != "MatMul":
-        return "its weight is not constant"
-    bias = operators.bias_of(node)
-    if bias is not None and graph.rank(bias) != 1:
-        return "its bias is not a constant vector"
-    if bias is not None and graph.constant_tensor(bias) is None:
-        return "its bias is not constant"
-    if node.op_type != "Gemm":
-        return None
-    factors = (graph.attribute(node, "alpha", 1.0), graph.attribute(node, "beta", 1.0))
-    if graph.attribute(node, "transA", 0) or factors != (1.0, 1.0):
-        return "Gemm transposes its input or scales its result"
-    return None
-
-
-def _pads_something(node: ir.Node) -> bool:
-    value = node.inputs[2] if len(node.inputs) > 2 else None
-    return value is not None and graph.scalar(value) != 0.0
 
 
 def _crushed(node: ir.Node, masks: set[int], stats: Statistics) -> str | None:

@@ -35,8 +35,8 @@ class CorrectBias(Pass):
 
     def observe(self, model: ir.Model) -> Iterable[Observation]:
         for node in model.graph:
-            patch, bias = _patch(node), _bias_value(node)
-            if patch is not None and bias is not None and node.inputs[0] is not None:
+            patch, may_have_bias = _patch(node), graph.is_op(node, "Conv", "Gemm") or _bias_value(node) is not None
+            if patch is not None and may_have_bias and node.inputs[0] is not None:
                 yield Observation(node.inputs[0], patch)
                 yield Observation(_last(node).outputs[0], ChannelMean(1 if node.op_type == "Conv" else -1))
 

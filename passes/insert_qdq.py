@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import graph, operators, qdq, scale_groups
+from qcomp import graph, integer_form, operators, qdq, scale_groups
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.linear_qdq import LinearWriter
 from qcomp.operators import Role
@@ -55,7 +55,7 @@ class InsertQdq(Pass):
     def observe(self, model: ir.Model) -> Iterable[Observation]:
         if self.activations is None:
             return []
-        return [Observation(value, Distribution()) for value in operators.observable(model)]
+        return [Observation(value, Distribution()) for value in integer_form.observable(model)]
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         if any(graph.is_op(n, "QuantizeLinear", "DequantizeLinear") for n in model.graph):
@@ -76,16 +76,19 @@ class InsertQdq(Pass):
 def _in_integers(model: ir.Model) -> list[ir.Node]:
     """The operators that run in integers; a clamp only with what it alone bounds, which has no range of its own."""
     inside: dict[int, ir.Node] = {}
+    masked = integer_form.masks(model)
     for node in model.graph:
         value = node.inputs[0] if node.inputs else None
         alone = value is not None and operators.clamped(value) and id(value.producer()) not in inside
-        if _may_run_in_integers(node) and not alone:
+        if _may_run_in_integers(node, masked) and not alone:
             inside[id(node)] = node
     return list(inside.values())
 
 
-def _may_run_in_integers(node: ir.Node) -> bool:
-    return operators.find(node) is not None and qdq.why_float(node) is None and operators.handles_floats(node)
+def _may_run_in_integers(node: ir.Node, masked: set[int]) -> bool:
+    if operators.find(node) is None or qdq.why_float(node) is not None or integer_form.why_not(node) is not None:
+        return False
+    return not any(id(v) in masked for v in (*node.inputs, *node.outputs))
 
 
 class _Insertion:

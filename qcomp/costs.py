@@ -24,8 +24,8 @@ FEW_CHANNELS = 4
 class Line:
     """``fixed + mac * MACs + tap * taps + element * elements`` nanoseconds.
 
-    Taps are output positions times kernel positions: what a convolution must gather; of Softmax, the rows. Elements are those of the
-    output or, where the operator is not linear and it is larger, of the input.
+    Taps are output positions times kernel positions, what a convolution must gather; of Softmax, the rows. Elements
+    are those of the output or, where the operator is not linear and it is larger, of the input.
     """
 
     fixed: float

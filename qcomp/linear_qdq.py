@@ -50,13 +50,15 @@ class LinearWriter:
         activation = qdq.read(node.inputs[0])
         assert activation is not None
         index, bias = _bias(node, last)
-        array = graph.constant(bias)
+        array = _zeros(node) if bias is None else graph.constant(bias)
         if last is not node and not _becomes_gemm(node):
             array = None
         scale = float(activation.scale.reshape(()))
         params = self._quantize_weight(node, np.zeros(0) if array is None else np.abs(array).astype("f8") / scale)
-        if array is not None and bias is not None:
-            last.replace_input_with(index, self._bias(array, scale, params, str(bias.name)))
+        if array is not None:
+            name = f"{node.outputs[0].name}_bias" if bias is None else str(bias.name)
+            last.resize_inputs(max(len(last.inputs), index + 1))
+            last.replace_input_with(index, self._bias(array, scale, params, name))
 
     def _bias(self, bias: Array, activation_scale: float, weight: QParams, name: str) -> ir.Value:
         scale = (activation_scale * weight.scale.astype("f8")).astype(np.float32)
@@ -99,6 +101,16 @@ class LinearWriter:
     def _reach(self, array: Array, axis: int | None) -> Array:
         rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
         return ranges.weight_reach(rows, self._qtype, search=self._search)
+
+
+def _zeros(node: ir.Node) -> Array | None:
+    """A bias for a layer that has none, so that it can be corrected; None where the layer takes none."""
+    weight = graph.constant_tensor(operators.weight_of(node))
+    if weight is None or node.op_type not in ("Conv", "Gemm"):
+        return None
+    shape = graph.shape_of(weight)
+    axis = operators.weight_axis(node, shape)
+    return None if axis is None else np.zeros(shape[axis], np.float32)
 
 
 def _becomes_gemm(node: ir.Node) -> bool:

@@ -157,47 +157,6 @@ def bias_add(node: ir.Node) -> ir.Node | None:
     return user if bias is not None and shape is not None and tuple(bias.shape) == (shape[1],) else None
 
 
-def observable(model: ir.Model) -> list[ir.Value]:
-    """The float values that may be quantized: inputs and outputs of operators with an integer form.
-
-    What an operator computes only for a Relu or Clip to bound is left out: its range is that of the Relu's output. So
-    are masks, which may hold infinities.
-    """
-    found: dict[int, ir.Value] = {}
-    masked = masks(model)
-    for node in model.graph:
-        if find(node) is None or any(id(v) in masked for v in (*node.inputs, *node.outputs)):
-            continue
-        for value in [*(v for _, v in activations(node)), *node.outputs]:
-            if graph.is_float(value) and graph.constant_tensor(value) is None and not clamped(value):
-                found[id(value)] = value
-    return list(found.values())
-
-
-MASK = 1e4
-"""A constant of this magnitude or more marks what is computed from it as a mask."""
-_CARRIES_MASK = frozenset({"Mul", "Where", "Sub", "Add", "Expand", "Unsqueeze", "Reshape", "Cast", "Slice", "Concat"})
-
-
-def masks(model: ir.Model) -> set[int]:
-    """The ``id`` of each value computed from a constant of enormous magnitude: attention masks and their like.
-
-    They are recognised from the constant, not from the data: calibration samples may never show a masked position.
-    """
-    found: set[int] = set()
-    for node in model.graph:
-        if node.op_type in _CARRIES_MASK and any(id(v) in found or _enormous(v) for v in node.inputs):
-            found.update(id(v) for v in node.outputs if graph.is_float(v))
-    return found
-
-
-def _enormous(value: ir.Value | None) -> bool:
-    tensor = graph.constant_tensor(value)
-    if value is None or not graph.is_float(value) or tensor is None or tensor.size > 1 << 16:
-        return False
-    return bool((np.abs(tensor.numpy()) >= MASK).any())
-
-
 def clamped(value: ir.Value) -> bool:
     """Whether an operator computes the value only for a Relu or Clip to bound: then it has no range of its own."""
     producer, user = value.producer(), graph.only_user(value)

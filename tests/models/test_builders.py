@@ -125,5 +125,5 @@ def test_impossible_sizes_are_refused(wrong: Callable[[], Any]) -> None:
 def test_trained_weights_must_fit() -> None:
     with pytest.raises(ModelError, match=r"stem\.conv\.weight"):
         digits_cnn(weights={})
-    with pytest.raises(ModelError, match=r"the layer needs \(16, 1, 3, 3\)"):
+    with pytest.raises(ModelError, match=r"the layer needs \(32, 1, 3, 3\)"):
         digits_cnn(weights={"stem.conv.weight": np.zeros((1, 1, 3, 3), np.float32)})
