@@ -47,6 +47,20 @@ class _Choice:
     price: float
 
 
+class _Problem:
+    """The candidates with what is asked of them again and again: units, and costs where a kernel exists."""
+
+    def __init__(self, candidates: Sequence[ir.Node]) -> None:
+        self.candidates = candidates
+        self.units = {id(n): id(unit(n)) for n in candidates}
+        self.costs = {id(n): _possible(n) for n in candidates}
+
+    def maker(self, value: ir.Value | None) -> object:
+        """The unit that computes a value; the float side where it is no candidate."""
+        producer = None if value is None else value.producer()
+        return _FLOAT if producer is None else self.units.get(id(producer), _FLOAT)
+
+
 def floats(candidates: Sequence[ir.Node]) -> list[ir.Node]:
     """The candidates that should stay in float.
 
@@ -55,15 +69,15 @@ def floats(candidates: Sequence[ir.Node]) -> list[ir.Node]:
     """
     if not candidates:
         return []
-    units = {id(n): id(unit(n)) for n in candidates}
-    plain = _network(candidates, preferring=False)
-    chosen = _cut(_network(candidates, preferring=True), plain, candidates)
-    everything = frozenset(units.values())
-    in_float = _Choice(everything, _price(plain, everything, candidates))
+    problem = _Problem(candidates)
+    plain = _network(problem, preferring=False)
+    chosen = _cut(_network(problem, preferring=True), plain, problem)
+    everything = frozenset(problem.units.values())
+    in_float = _Choice(everything, _price(plain, everything, problem))
     if chosen.price > WORTH * in_float.price:
-        chosen = _cut(plain, plain, candidates)
+        chosen = _cut(plain, plain, problem)
     logger.info("estimated time: %.0f us in float, %.0f us as chosen", in_float.price / 1e3, chosen.price / 1e3)
-    return [n for n in candidates if units[id(n)] in chosen.floats]
+    return [n for n in candidates if problem.units[id(n)] in chosen.floats]
 
 
 def unit(node: ir.Node) -> ir.Node:
@@ -86,21 +100,21 @@ def _computes(node: ir.Node) -> bool:
     return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC)
 
 
-def _cut(network: Network[object], plain: Network[object], candidates: Sequence[ir.Node]) -> _Choice:
+def _cut(network: Network[object], plain: Network[object], problem: _Problem) -> _Choice:
     flow = nx.algorithms.flow.boykov_kolmogorov
     _, (float_side, _) = nx.minimum_cut(network, _FLOAT, _INTEGER, flow_func=flow)
     chosen = frozenset(key for key in float_side if isinstance(key, int))
-    return _Choice(chosen, _price(plain, chosen, candidates))
+    return _Choice(chosen, _price(plain, chosen, problem))
 
 
-def _price(network: Network[object], chosen: frozenset[int], candidates: Sequence[ir.Node]) -> float:
+def _price(network: Network[object], chosen: frozenset[int], problem: _Problem) -> float:
     """The time of an assignment: what every operator costs at least, and the edges it cuts."""
     side = {key: key == _FLOAT or key in chosen for key in network if not isinstance(key, tuple)}
     for key in network:
         if isinstance(key, tuple):
             side[key] = _meets_in_float(network, key, side)
     cut = sum(d["capacity"] for a, b, d in network.edges(data=True) if side[a] and not side[b] and "capacity" in d)
-    return float(cut) / 1e3 + sum(min(_possible(n).real, _possible(n).integer) for n in candidates)
+    return float(cut) / 1e3 + sum(min(c.real, c.integer) for c in problem.costs.values())
 
 
 def _meets_in_float(network: Network[object], key: tuple[str, int], side: dict[object, bool]) -> bool:
@@ -114,27 +128,30 @@ def _possible(node: ir.Node) -> Cost:
     return cost if costs.has_kernel(node) else Cost(cost.real, _NEVER)
 
 
-def _preferred(node: ir.Node) -> Cost:
-    cost, row = _possible(node), operators.find(node)
+def _preferred(node: ir.Node, cost: Cost) -> Cost:
+    row = operators.find(node)
     if row is not None and row.role is Role.LINEAR and operators.weight_of(node) is not None:
         return Cost(cost.real, PREFERENCE * cost.integer - PREFERENCE_FIXED)
     return Cost(cost.real, cost.integer - PREFERENCE_OTHERS)
 
 
-def _network(candidates: Sequence[ir.Node], *, preferring: bool) -> Network[object]:
+def _network(problem: _Problem, *, preferring: bool) -> Network[object]:
     """The flow network: source side float, sink side integer."""
     network: Network[object] = nx.DiGraph()
-    network.add_nodes_from((_FLOAT, _INTEGER))
-    inside = {id(n) for n in candidates}
-    for node in candidates:
-        cost, key = (_preferred if preferring else _possible)(node), id(unit(node))
-        network.add_node(key)
-        _add(network, key, _INTEGER, cost.real - cost.integer)
-        _add(network, _FLOAT, key, cost.integer - cost.real)
-        _add(network, _maker(node.inputs[0], inside), key, costs.out_of_place(node))
-    for value in _edges(candidates):
-        _add_conversions(network, value, inside)
+    network.add_nodes_from((_FLOAT, _INTEGER, *problem.units.values()))
+    for node in problem.candidates:
+        cost, key = problem.costs[id(node)], problem.units[id(node)]
+        gain = _gain(_preferred(node, cost) if preferring else cost)
+        _add(network, key, _INTEGER, gain)
+        _add(network, _FLOAT, key, -gain)
+        _add(network, problem.maker(node.inputs[0]), key, costs.out_of_place(node))
+    for value in _edges(problem.candidates):
+        _add_conversions(network, value, problem)
     return network
+
+
+def _gain(cost: Cost) -> float:
+    return cost.real - cost.integer
 
 
 def _edges(candidates: Sequence[ir.Node]) -> Iterator[ir.Value]:
@@ -146,16 +163,10 @@ def _edges(candidates: Sequence[ir.Node]) -> Iterator[ir.Value]:
                 yield value
 
 
-def _maker(value: ir.Value | None, inside: set[int]) -> object:
-    """The unit that computes a value; the float side where it is no candidate."""
-    producer = None if value is None else value.producer()
-    return id(unit(producer)) if producer is not None and id(producer) in inside else _FLOAT
-
-
-def _add_conversions(network: Network[object], value: ir.Value, inside: set[int]) -> None:
+def _add_conversions(network: Network[object], value: ir.Value, problem: _Problem) -> None:
     """A DequantizeLinear where an integer producer meets a float reader, a QuantizeLinear the other way round."""
-    made_by, producer = _maker(value, inside), value.producer()
-    readers = {id(unit(user)) if id(user) in inside else _FLOAT for user, _ in value.uses()}
+    made_by, producer = problem.maker(value), value.producer()
+    readers: set[object] = {problem.units.get(id(user), _FLOAT) for user, _ in value.uses()}
     if value.is_graph_output():
         readers.add(_FLOAT)
     readers.discard(made_by)
