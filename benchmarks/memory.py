@@ -1,7 +1,8 @@
 """Peak memory of compile -O1 with 512 against 64 calibration images, each in a process of its own.
 
 The data has 256 calibration images: 512 are these and their mirror images. They are decoded batch by batch.
-One process in ten or so peaks 100 MB higher whatever the number of images, so each is the median of several, with the range.
+One process in ten or so peaks 100 MB higher whatever the number of images: each number is the median of several
+processes, with the range.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from zoo import CALIBRATION_SAMPLES, Feeds, Model
 
-from qcomp import files
+from qcomp import files, upgrade
 from qcomp.compiler import DEFAULT_BATCH
 
 METHODS = {
@@ -48,7 +48,7 @@ def quantize(
     source, prepared = folder / f"{model.name}_source.onnx", folder / f"{model.name}_prepared.onnx"
     out = folder / f"{model.name}_peer.onnx"
     read = files.read(model.path(data))
-    old = files.opset(read) < files.NEEDED_OPSET
+    old = upgrade.opset(read) < upgrade.NEEDED_OPSET
     ir.save(files.prepare(read) if old else read, source)
     quant_pre_process(str(source), str(prepared))
     try:

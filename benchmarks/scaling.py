@@ -17,7 +17,7 @@ import onnx_ir as ir
 import zoo
 from onnx import TensorProto, helper, numpy_helper
 
-from qcomp import compiler, files, pipeline
+from qcomp import compiler, files, pipeline, upgrade
 from qcomp.calibration.calibrator import Calibrator
 from qcomp.calibration.data import open_data
 from qcomp.calibration.observers import Statistics
@@ -62,7 +62,7 @@ def chain(operators: int, seed: int = 0) -> onnx.ModelProto:
     shape = ["N", CHANNELS, SIDE, SIDE]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", value)]
     made = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", files.OPSET)], ir_version=10)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", upgrade.OPSET)], ir_version=10)
 
 
 def _run(operators: int, options: dict[str, Any]) -> dict[str, float]:

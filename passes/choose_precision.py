@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import costs, graph, integer_form, minimum_cut, operators
+from qcomp import costs, graph, integer_form, minimum_cut, operators, units
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.pipeline import Pass
 from qcomp.qdq import FLOAT_REASON, why_float
@@ -61,16 +61,14 @@ def _impossible(model: ir.Model, keep: tuple[str, ...], stats: Statistics) -> di
     reasons: dict[ir.Node, str] = {}
     masks = integer_form.masks(model)
     for node in model.graph:
-        if _adds_bias(node):
+        if graph.is_op(node, "Add") and units.head(node) is not node:
             continue  # one linear unit with its MatMul, which decides
         reason = _kept(node, keep) or why_float(node) or integer_form.why_not(node) or _crushed(node, masks, stats)
         if reason is not None and _computes_floats(node):
             reasons[node] = reason
-            reasons.setdefault(minimum_cut.unit(node), reason)
-    units = {
-        node: minimum_cut.unit(node) for node in model.graph if operators.find(node) is not None and node not in reasons
-    }
-    reasons.update({node: reasons[unit] for node, unit in units.items() if unit in reasons})
+            reasons.setdefault(units.head(node), reason)
+    others = [node for node in model.graph if operators.find(node) is not None and node not in reasons]
+    reasons.update({node: reasons[head] for node in others if (head := units.head(node)) in reasons})
     return reasons
 
 
@@ -89,6 +87,8 @@ def _crushed(node: ir.Node, masks: set[int], stats: Statistics) -> str | None:
     inputs = [v for _, v in operators.activations(node)]
     if any(id(v) in masks for v in [*inputs, *node.outputs]):
         return "it handles a mask so large that every other value would become one integer"
+    if graph.is_op(node, "GlobalAveragePool") and _vanishes(node, stats):
+        return "its result is nothing beside what it averages"
     if not graph.is_op(node, "Add") or len(inputs) < 2:
         return None
     spans = [span for value in inputs if (span := _span(value, stats)) is not None]
@@ -97,8 +97,13 @@ def _crushed(node: ir.Node, masks: set[int], stats: Statistics) -> str | None:
     return None
 
 
-def _adds_bias(node: ir.Node) -> bool:
-    return graph.is_op(node, "Add") and minimum_cut.unit(node) is not node
+def _vanishes(node: ir.Node, stats: Statistics) -> bool:
+    """Whether the mean is so small that ONNX Runtime refuses the ratio of the two scales, as behind a normalization."""
+    before, after = (stats.histogram(v) if v is not None else None for v in (node.inputs[0], node.outputs[0]))
+    if before is None or after is None or before.exponent is None or after.exponent is None:
+        return False
+    reach = [max(h.high, 0.0) - min(h.low, 0.0) for h in (before, after)]
+    return reach[1] * LEVELS**2 < reach[0]
 
 
 def _span(value: ir.Value, stats: Statistics) -> float | None:

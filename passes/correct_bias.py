@@ -18,11 +18,12 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators, qdq
+from qcomp import graph, operators, qdq, units
 from qcomp.calibration.observers import ChannelMean, Observation, PatchMean, Statistics
 from qcomp.graph import Array
 from qcomp.linear_qdq import BIAS_LIMIT
 from qcomp.pipeline import Pass
+from qcomp.quantization.qparams import along
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class CorrectBias(Pass):
 
 
 def _last(node: ir.Node) -> ir.Node:
-    return operators.bias_add(node) or _dequantized_bias_add(node) or node
+    return units.bias_add(node) or _dequantized_bias_add(node) or node
 
 
 def _dequantized_bias_add(node: ir.Node) -> ir.Node | None:
@@ -114,10 +115,8 @@ def _dequantized(found: qdq.Reader) -> Array:
     """The weight as the quantized layer sees it, float64."""
     integers = graph.constant(found.source)
     assert integers is not None
-    shape = [1] * integers.ndim
-    if found.axis is not None:
-        shape[found.axis] = -1
-    return integers.astype(np.float64) * found.scale.astype(np.float64).reshape(shape)
+    scale: Array = along(found.scale.astype(np.float64), found.axis, integers.ndim)
+    return integers.astype(np.float64) * scale
 
 
 def _mean_product(node: ir.Node, weight: Array, mean: Array) -> Array:

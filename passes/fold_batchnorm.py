@@ -38,10 +38,9 @@ class FoldBatchNorm(Pass):
         nodes = {n: _affine(n) for n in model.graph if graph.is_op(n, "BatchNormalization")}
         found = {node: affine for node, affine in nodes.items() if affine is not None}
         names = graph.Names(model.graph)
-        gone = [node for node, affine in found.items() if _fold_before(node, affine, names)]
-        gone += [n for n, a in reversed(found.items()) if n not in set(gone) and _fold_after(n, a, names)]
-        folded = set(gone)
-        gone += [n for n, affine in found.items() if n not in folded and _to_mul_add(n, affine, names)]
+        gone = {n: None for n, affine in found.items() if _fold_before(n, affine, names)}
+        gone |= {n: None for n, affine in reversed(found.items()) if n not in gone and _fold_after(n, affine, names)}
+        gone |= {n: None for n, affine in found.items() if n not in gone and _to_mul_add(n, affine, names)}
         graph.remove(model.graph, gone)
         return bool(gone)
 

@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import graph, integer_form, operators, qdq, scale_groups
+from qcomp import float_islands, graph, integer_form, operators, qdq, scale_groups, units
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.linear_qdq import LinearWriter
 from qcomp.operators import Role
@@ -70,6 +70,7 @@ class InsertQdq(Pass):
         activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
         finder = scale_groups.Ranges(stats, self.ranges, activation_type)
         _Insertion(model.graph, nodes, writer, linear, bits=activation_type.bits).run(finder)
+        float_islands.shield(writer)
         return bool(nodes)
 
 
@@ -79,7 +80,7 @@ def _in_integers(model: ir.Model) -> list[ir.Node]:
     masked = integer_form.masks(model)
     for node in model.graph:
         value = node.inputs[0] if node.inputs else None
-        alone = value is not None and operators.clamped(value) and id(value.producer()) not in inside
+        alone = value is not None and units.clamped(value) and id(value.producer()) not in inside
         if _may_run_in_integers(node, masked) and not alone:
             inside[id(node)] = node
     return list(inside.values())
@@ -101,7 +102,7 @@ class _Insertion:
         self.graph, self.nodes, self.writer, self.linear = target, nodes, writer, linear
         self.inside = {id(n) for n in nodes}
         self.absorbed = {id(clamp): node for node in nodes if (clamp := self._absorbs(node)) is not None}
-        self.bias_adds = {id(add): node for node in nodes if (add := operators.bias_add(node)) is not None}
+        self.bias_adds = {id(add): node for node in nodes if (add := units.bias_add(node)) is not None}
         self.moved: list[ir.Node] = []
         """Those that now stand on the integers, whose float forms go in the end."""
         self.scales: dict[int, qdq.Scale] = {}
@@ -128,25 +129,17 @@ class _Insertion:
 
     def _absorbs(self, node: ir.Node) -> ir.Node | None:
         """The clamp that the node's quantized output range may absorb."""
-        last = self._last(node)
-        row = operators.find(node)
-        if row is None or row.role not in (Role.LINEAR, Role.ARITHMETIC):
-            return None
-        user = graph.only_user(last.outputs[0])
-        if user is None or id(user) not in self.inside or not graph.is_op(user, "Relu", "Clip"):
-            return None
-        return user if user.inputs[0] is last.outputs[0] else None
+        clamp = units.clamp_behind(self._last(node).outputs[0]) if operators.computes(node) else None
+        return clamp if id(clamp) in self.inside else None
 
     def _last(self, node: ir.Node) -> ir.Node:
         """The node itself, or the Add of its bias."""
-        add = operators.bias_add(node)
+        add = units.bias_add(node)
         return add if add is not None and id(add) in self.inside else node
 
     def _result(self, node: ir.Node) -> ir.Value:
         """The value that stands for the output of a computing node: that of its absorbed clamp, if it has one."""
-        last = self._last(node)
-        clamp = self._absorbs(node)
-        return (clamp or last).outputs[0]
+        return (self._absorbs(node) or self._last(node)).outputs[0]
 
     def _quantized_values(self) -> list[ir.Value]:
         found: dict[int, ir.Value] = {}
@@ -166,13 +159,11 @@ class _Insertion:
     def _rewrite(self, node: ir.Node) -> None:
         if id(node) in self.absorbed or id(node) in self.bias_adds:
             return
-        row = operators.find(node)
-        assert row is not None
-        if row.role in self.on_integers:
+        if operators.role(node) in self.on_integers:
             self._move_onto_integers(node)
             return
         last, result = self._last(node), self._result(node)  # a quantized weight no longer shows what is its bias
-        if row.role is Role.LINEAR:
+        if operators.role(node) is Role.LINEAR:
             self.linear.quantize(node, last)
         if len(node.outputs) > 1:
             for out in node.outputs:
@@ -216,10 +207,10 @@ class _Insertion:
 
     def _reads(self, user: ir.Node, index: int, value: ir.Value, *, everybody: bool) -> bool:
         """Whether a reader of a value must read its dequantized form: not those that will read the integers."""
-        row = operators.find(user) if id(user) in self.inside else None
-        if row is not None and row.role in self.on_integers:
+        inside = id(user) in self.inside
+        if inside and operators.role(user) in self.on_integers:
             return False
-        return everybody or (row is not None and (index, value) in operators.activations(user))
+        return everybody or (inside and (index, value) in operators.activations(user))
 
     def _become_output(self, value: ir.Value, dequantized: ir.Value) -> None:
         name = value.name

@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators, qdq
+from qcomp import graph, operators, qdq, units
 from qcomp.calibration.observers import Statistics
 from qcomp.graph import Array
 from qcomp.pipeline import Pass
@@ -212,7 +212,8 @@ def _pair(node: ir.Node, name: str, default: int) -> list[int]:
 
 def _lower(node: ir.Node, phases: _Phases, names: graph.Names) -> list[ir.Node]:
     """Put the new nodes in place; give back those to remove."""
-    clamp = _clamp_behind(node)
+    clamp = units.clamp_behind(node.outputs[0])
+    clamp = clamp if clamp is not None and clamp.graph is node.graph else None
     old = [node] if clamp is None else [node, clamp]
     result = old[-1].outputs[0]
     new = [_conv(phases, names)]
@@ -229,13 +230,6 @@ def _lower(node: ir.Node, phases: _Phases, names: graph.Names) -> list[ir.Node]:
     graph.take_over(result, new[-1].outputs[0])
     graph.detach(old)
     return old
-
-
-def _clamp_behind(node: ir.Node) -> ir.Node | None:
-    """The Relu or Clip that alone reads the result."""
-    user = graph.only_user(node.outputs[0])
-    is_clamp = graph.is_op(user, "Relu", "Clip") and user is not None and user.inputs[0] is node.outputs[0]
-    return user if is_clamp and user is not None and user.graph is node.graph else None
 
 
 def _conv(phases: _Phases, names: graph.Names) -> ir.Node:

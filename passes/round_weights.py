@@ -17,6 +17,7 @@ from qcomp import graph, qdq
 from qcomp.calibration.observers import Statistics
 from qcomp.graph import Array
 from qcomp.pipeline import Pass
+from qcomp.quantization.qparams import along
 
 LAZY_BYTES = 1 << 24
 """Weights above this size are rounded when they are written, one at a time."""
@@ -60,12 +61,9 @@ def nearest(found: qdq.Reader) -> Callable[[Array], Array]:
     def rounded(array: Array) -> Array:
         info = np.iinfo(zero.dtype)
         low, high = bounds or (int(info.min), int(info.max))
-        shape = [1] * array.ndim
-        if axis is not None:
-            shape[axis] = -1
-        real = np.asarray(array / scale.reshape(shape))
+        real = np.asarray(array / along(scale, axis, array.ndim))
         np.rint(real, out=real)
-        real += zero.reshape(shape)
+        real += along(zero, axis, array.ndim)
         result: Array = np.clip(real, low, high, out=real).astype(zero.dtype)
         return result
 

@@ -30,7 +30,3 @@ class Backend:
             UnsupportedError: an operator that it cannot lower.
         """
         raise NotImplementedError
-
-    def why_float(self, node: ir.Node) -> str | None:
-        """Why this target has nothing faster than float for the operator; None where it has."""
-        return None

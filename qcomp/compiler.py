@@ -7,7 +7,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Compiled:
     model: ir.Model
     files: list[Path]
     report: Report
-    _session: Any = None
+    _session: Any = field(default=None, init=False, repr=False)
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Run one batch in ONNX Runtime.
@@ -67,7 +67,7 @@ def compile(
     to: str = "onnxruntime",
     weights: str | None = None,
     activations: str | None = None,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     passes: str | None = None,
     samples: int | None = DEFAULT_SAMPLES,
     batch: int | None = None,
@@ -88,9 +88,9 @@ def compile(
         level: the line of passes, 0 to 3.
         to: the backend with its options, as in ``"onnxruntime{form=qdq}"``.
         weights, activations: types, as in ``"int8"``, ``"uint8"``; None for those of the line.
-        keep: patterns of operator names or types that stay in float.
+        keep: patterns of operator names or types that stay in float, or one.
         passes: a line of passes instead of that of the level.
-        samples: how many samples to calibrate with at most; None for all.
+        samples: how many samples to calibrate with at most, spread evenly over those there are; None for all.
         batch: samples a run; None chooses.
         threads: threads of ONNX Runtime while calibrating.
         preprocess: how images become inputs.
@@ -104,20 +104,22 @@ def compile(
     """
     start = time.perf_counter()
     backend = pipeline.parse_backend(to)
-    line = passes_of(level, backend, passes=passes, weights=weights, activations=activations, keep=tuple(keep))
+    kept = (keep,) if isinstance(keep, str) else tuple(keep)
+    line = passes_of(level, backend, passes=passes, weights=weights, activations=activations, keep=kept)
     if out is not None:
         files.check_writable(Path(out))
     with _no_cyclic_gc():
         job = _Job(files.load(model), line, DEFAULT_BATCH if batch is None else batch, threads, samples, progress)
-        job.open(data, preprocess)
-        hooks = Hooks(
-            calibrate=job.calibrate if job.data is not None else None,
-            outputs=job.sample_outputs if verify else None,
-            dump=_dumper(Path(dump)) if dump is not None else None,
-        )
-        quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db, job.batch)
-        report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
-        written = backend.emit(quantized, Path(out)) if out is not None else []
+        with runtime.blaming(job.model):
+            job.open(data, preprocess)
+            hooks = Hooks(
+                calibrate=job.calibrate if job.data is not None else None,
+                outputs=job.sample_outputs if verify else None,
+                dump=_dumper(Path(dump)) if dump is not None else None,
+            )
+            quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db, job.batch)
+            report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
+            written = backend.emit(quantized, Path(out)) if out is not None else []
     report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
     return Compiled(quantized, written, report)
 
@@ -158,7 +160,7 @@ class _Job:
         if self.batch < 1 or (self.limit is not None and self.limit < 1):
             raise OptionError("samples and batch are at least 1", where=f"samples={self.limit} batch={self.batch}")
         if data is not None:
-            self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess)
+            self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess).spread(self.limit)
         elif any(any(True for _ in step.observe(self.model)) for step in _needing(self.line)):
             raise DataError(
                 "activations need calibration data",

@@ -50,6 +50,7 @@ _CONV: dict[str, Pair] = {
     "first": (Line(472, 0.0217, 0.143, 0.183), Line(1585, 0.0, 1.03, 0.795)),
     "pointwise": (Line(592, 0.0175), Line(838, 0.0047, 0.0, 0.0573)),
     "depthwise": (Line(475, 0.0325), Line(1213, 0.0385, 0.556)),
+    "volume": (Line(700, 0.033), Line(1387, 0.00412, 8.0)),
 }
 _MATMUL: Pair = (Line(350, 0.0182), Line(966, 0.00448, 0.0, 0.235))
 _MATMUL_TWO: Pair = (Line(458, 0.016), Line(739, 0.0148, 0.0, 0.131))
@@ -123,20 +124,15 @@ def out_of_place(node: ir.Node) -> float:
 def of(node: ir.Node) -> Cost:
     """The cost of an operator with an integer form."""
     real, integer = _lines(node)
-    sized = node.outputs if _is_linear(node) else (*node.outputs, *node.inputs[:1])
+    sized = node.outputs if operators.role(node) is Role.LINEAR else (*node.outputs, *node.inputs[:1])
     count = max(elements(v) for v in sized)
     macs, taps = _macs(node), _taps(node)
     costs = [x.fixed + x.mac * macs + x.tap * taps + x.element * count for x in (real, integer)]
     return Cost(0.0 if _fused_in_float(node) else costs[0], 0.0 if _absorbed(node) else costs[1])
 
 
-def _is_linear(node: ir.Node) -> bool:
-    row = operators.find(node)
-    return row is not None and row.role is Role.LINEAR
-
-
 def _lines(node: ir.Node) -> Pair:
-    if not _is_linear(node):
+    if operators.role(node) is not Role.LINEAR:
         return _OTHERS.get(node.op_type, _MOVE)
     if node.op_type in ("MatMul", "Gemm"):
         return _MATMUL_TWO if operators.weight_of(node) is None else _MATMUL
@@ -145,6 +141,8 @@ def _lines(node: ir.Node) -> Pair:
 
 def _conv_kind(node: ir.Node) -> str:
     weight = graph.static_shape(node.inputs[1]) or ()
+    if len(weight) > 4:
+        return "volume"
     channels = weight[1] if len(weight) > 1 else None
     if channels == 1 and graph.attribute(node, "group", 1) > 1:
         return "depthwise"
@@ -160,7 +158,8 @@ def _macs(node: ir.Node) -> int:
 
 def _taps(node: ir.Node) -> int:
     if graph.is_op(node, "Softmax"):
-        length = (graph.static_shape(node.outputs[0]) or (None,))[graph.attribute(node, "axis", -1)]
+        shape, axis = graph.static_shape(node.outputs[0]), graph.attribute(node, "axis", -1)
+        length = None if shape is None else shape[axis]
         return elements(node.outputs[0]) // (length or DYNAMIC_LENGTH)
     weight = graph.static_shape(node.inputs[1]) if node.op_type == "Conv" else None
     if weight is None or not weight[0]:
@@ -179,6 +178,5 @@ def _fused_in_float(node: ir.Node) -> bool:
 
 def _absorbed(node: ir.Node) -> bool:
     """Whether the quantized range of what comes before does the work of a Relu or Clip."""
-    source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    row = operators.find(source) if source is not None and graph.is_op(node, "Relu", "Clip") else None
-    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC)
+    source = node.inputs[0] if graph.is_op(node, "Relu", "Clip") else None
+    return source is not None and operators.computes(source.producer())

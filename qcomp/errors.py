@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class QcompError(Exception):
     """Base of every error that qcomp raises for its user.
@@ -48,6 +51,14 @@ class UnsupportedError(QcompError):
 
 class PassError(QcompError):
     """A pass broke its contract: an invalid graph, or outputs that moved further than its tolerance."""
+
+
+def unknown(what: str, name: str, known: Iterable[str], *, where: str = "") -> OptionError:
+    """The error for a name that is not among the known ones, with the nearest one in its hint."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return OptionError(f"unknown {what} {name!r}", where=where, hint=f"{guess}known: {', '.join(names)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -6,8 +6,9 @@ lie only inside the model's own folder. A result is written beside its place and
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
@@ -16,27 +17,16 @@ import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
 from qcomp import graph, shapes
-from qcomp.errors import ModelError, OutputError, first_line
-from qcomp.upgrade import NEEDED_OPSET, OPSET, opset, upgrade
-
-__all__ = [
-    "NEEDED_OPSET",
-    "OPSET",
-    "check_writable",
-    "is_quantized",
-    "load",
-    "load_external",
-    "opset",
-    "prepare",
-    "read",
-    "save",
-    "upgrade",
-    "weight_bytes",
-]
+from qcomp.errors import ModelError, OutputError, QcompError, first_line
+from qcomp.upgrade import upgrade
 
 OWN_DOMAIN = "qcomp"
 EXTERNAL_BYTES = 1 << 28
 """Weights above this size go to a file of their own, tensor by tensor: protobuf would hold them in memory twice."""
+_EXTERNAL_THRESHOLD = 4096
+"""Then tensors up to this size stay in the model all the same."""
+_SCRATCH_LETTERS = 40
+"""What is kept of a long name, so that more can be put behind it."""
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Model:
@@ -91,8 +81,17 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _from_proto(proto: onnx.ModelProto, where: str) -> ir.Model:
     if not proto.opset_import or not proto.graph.output:
         raise ModelError("not an ONNX model: it has no outputs or no opset", where=where, hint="export it again")
-    try:
+    with _well_formed(where):
         return ir.from_proto(proto)
+
+
+@contextlib.contextmanager
+def _well_formed(where: str = "") -> Iterator[None]:
+    """Turn what onnx_ir makes of a malformed graph into a ModelError."""
+    try:
+        yield
+    except QcompError:
+        raise
     except Exception as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -165,18 +164,20 @@ def _check_external_tensor(tensor: ir.ExternalTensor, path: Path) -> None:
 
 
 def prepare(model: ir.Model) -> ir.Model:
-    """Inline, upgrade and tidy a model in memory, as `load` does for a file."""
-    common.InlinePass(criteria=lambda f: f.domain != OWN_DOMAIN)(model)
-    common.RemoveInitializersFromInputsPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.NameFixPass()(model)
+    """Inline, upgrade and tidy a model in memory, as `load` does for a file.
+
+    Raises:
+        ModelError: as `load`, but for what concerns files.
+    """
+    with _well_formed():
+        common.InlinePass(criteria=lambda f: f.domain != OWN_DOMAIN)(model)
+        common.RemoveInitializersFromInputsPass()(model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        common.NameFixPass()(model)
     _sort(model)
     graph.verify(model)
     model = upgrade(model)
-    try:
-        shapes.infer_shapes(model)
-    except Exception as error:
-        raise ModelError(f"onnx cannot infer its shapes: {first_line(error)}", hint="check it with onnx") from error
+    shapes.infer_shapes(model)
     return model
 
 
@@ -225,51 +226,68 @@ def save(model: ir.Model, out: str | os.PathLike[str]) -> list[Path]:
         OutputError: the place cannot be written.
     """
     path = Path(out)
-    check_writable(path)
     data = path.with_name(path.name + ".data") if weight_bytes(model) > EXTERNAL_BYTES else None
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as scratch:
         if data is None:
             load_external(model)
             ir.save(model, scratch)
-            os.replace(scratch, path)
-            return [path]
-        return _save_external(model, path, data, scratch)
+        else:
+            _save_external(model, scratch, data)
+    return [path] if data is None else [path, data]
+
+
+def _save_external(model: ir.Model, scratch: Path, data: Path) -> None:
+    folder = scratch.with_suffix(".folder")
+    folder.mkdir()
+    try:
+        ir.save(model, folder / scratch.name, external_data=data.name, size_threshold_bytes=_EXTERNAL_THRESHOLD)
+        os.replace(folder / data.name, data)
+        os.replace(folder / scratch.name, scratch)
+    finally:
+        for leftover in folder.iterdir():
+            leftover.unlink()
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside this one to write to, which takes its place in the end. Nothing half-written stays.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    check_writable(path)
+    path = path.resolve() if path.is_symlink() else path
+    scratch = path.with_name(f".{path.name[:_SCRATCH_LETTERS]}.{os.getpid()}.partial")
+    try:
+        yield scratch
+        os.replace(scratch, path)
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror or error}", where=str(path)) from error
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def _save_external(model: ir.Model, path: Path, data: Path, scratch: Path) -> list[Path]:
-    folder = path.with_name(f".{path.name}.{os.getpid()}.folder")
-    folder.mkdir()
-    try:
-        ir.save(model, folder / path.name, external_data=data.name, size_threshold_bytes=_EXTERNAL_THRESHOLD)
-        os.replace(folder / data.name, data)
-        os.replace(folder / path.name, path)
-    finally:
-        for leftover in folder.iterdir():
-            leftover.unlink()
-        folder.rmdir()
-    return [path, data]
-
-
-_EXTERNAL_THRESHOLD = 4096
-
-
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, others: Iterable[str | os.PathLike[str] | None] = ()) -> None:
     """Fail early, before the work is done, where a file cannot be written.
 
+    Args:
+        path: the file to write.
+        others: files that are read or written too, which it must not replace.
+
     Raises:
-        OutputError: the path is a folder, or its folder is missing or not writable.
+        OutputError: the path is a folder, a device or one of the others, or its folder is missing or not writable.
     """
     try:
-        is_folder = path.is_dir()
+        is_folder, is_special = path.is_dir(), path.exists() and not path.is_file()
     except OSError as error:
         raise OutputError(f"cannot be written: {error.strerror}", where=str(path)) from error
     if is_folder:
         raise OutputError("is a folder", where=str(path), hint="give the name of a file")
+    if is_special:
+        raise OutputError("is no ordinary file", where=str(path), hint="give the name of a file")
+    if any(other is not None and path.resolve() == Path(other).resolve() for other in others):
+        raise OutputError("would replace what this command reads or writes", where=str(path), hint="give another name")
     if not path.parent.is_dir():
         raise OutputError("the folder does not exist", where=str(path.parent), hint="create it first")
     if not os.access(path.parent, os.W_OK):

@@ -104,7 +104,7 @@ def static_shape(value: ir.Value | None) -> tuple[int | None, ...] | None:
 
 def is_float(value: ir.Value | None) -> bool:
     """Whether the value is known to be a float32 tensor."""
-    return value is not None and value.dtype == ir.DataType.FLOAT
+    return value is not None and isinstance(value.type, ir.TensorType) and value.dtype == ir.DataType.FLOAT
 
 
 def main_graph(node: ir.Node) -> ir.Graph:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators, pipeline, qdq, runtime
+from qcomp import operators, pipeline, qdq, runtime, units
 from qcomp.calibration.data import Samples
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import OptionError
 from qcomp.operators import Role
 from qcomp.pipeline import Hooks, Pass
 from qcomp.report.comparison import layer_errors
+from qcomp.report.outputs import Ratio
 from qcomp.runtime import Array, Feeds
 
 WARN_DB = 20.0
@@ -59,15 +60,10 @@ class Error:
 
 
 def sqnr(reference: Array, actual: Array) -> float:
-    """Signal-to-quantization-noise ratio in dB, of what is finite in the reference; infinite where that is equal."""
-    finite = np.isfinite(reference)
-    signal, found = reference[finite].astype(np.float64), actual[finite].astype(np.float64)
-    power = float(np.sum((signal - found) ** 2))
-    if power == 0:
-        return math.inf
-    if not math.isfinite(power):
-        return -math.inf
-    return 10 * math.log10(max(float(np.sum(signal**2)), 1e-300) / power)
+    """Signal-to-quantization-noise ratio in dB of two arrays of one shape; see `Ratio`."""
+    ratio = Ratio()
+    ratio.update(reference, actual)
+    return ratio.decibels
 
 
 def quantize(
@@ -86,6 +82,8 @@ def quantize(
     Raises:
         OptionError: a bound without samples, or without a pass that chooses precision.
     """
+    if bound is not None and not math.isfinite(bound):
+        raise OptionError("the bound is a number of dB", where=f"--guard {bound}", hint="as in --guard 30")
     if bound is not None and (samples is None or not any(step.name() == "choose-precision" for step in line)):
         raise OptionError("--guard needs calibration data and the pass choose-precision", hint="see --print-passes")
     work = model.clone()
@@ -97,7 +95,7 @@ def quantize(
         return quantized, trial.stats or stats, Error()
     found = trial.error(quantized)
     limit = WARN_DB if bound is None else bound
-    if (found.least or 0.0) < limit:
+    if found.least is not None and found.least < limit:
         names = trial.integer_names(quantized)
         ranked = trial.sensitivities(names if bound is not None else trial.noisiest(quantized, names))
         found = replace(found, worst=ranked[:NAMED])
@@ -109,9 +107,10 @@ def quantize(
 
 
 def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH) -> list[Feeds]:
-    """A few batches of samples; random ones where there are none."""
+    """A few batches of samples, spread over all of them; random ones where there are none."""
     if samples is not None:
-        return list(samples.batches(min(count, batch, BATCH), count))
+        least = max(count, samples.fixed_batch or 1)
+        return list(samples.spread(least).batches(min(count, batch, BATCH), least))
     random = np.random.default_rng(0)
     feeds = {}
     for spec in runtime.input_specs(model):
@@ -146,19 +145,22 @@ class _Trial:
         self._reasons = {str(n.name): reason for n in clone.graph if (reason := qdq.why_float(n)) is not None}
         return clone
 
-    def run(self, keep: Sequence[str]) -> ir.Model:
-        """Quantize as at first, but for the named operators, which stay in float."""
+    def run(self, keep: Sequence[str], *, settle: bool = False) -> ir.Model:
+        """Quantize as at first, but for the named operators, which stay in float.
+
+        With ``settle`` also what no longer pays beside them does: else it would be slower than float.
+        """
         clone = self._rewritten.clone()
         reasons = self._reasons | dict.fromkeys(keep, "kept by the guard: it costs too much accuracy")
         for node in clone.graph:
             if str(node.name) in reasons:
                 node.metadata_props[qdq.FLOAT_REASON] = reasons[str(node.name)]
-        line = [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in self._line]
-        pipeline.run(clone, line, Hooks(), self.stats)
+        everything = [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in self._line]
+        pipeline.run(clone, self._line if settle else everything, Hooks(), self.stats)
         return clone
 
     def error(self, quantized: ir.Model, count: int = GUARD_SAMPLES) -> Error:
-        """The outputs' SQNR on the first samples."""
+        """The outputs' SQNR on a few samples."""
         batches = few(self._samples, self._original, count, self._batch)
         if count not in self._reference:
             self._reference[count] = runtime.run_batches(runtime.session(self._original), batches)
@@ -176,7 +178,8 @@ class _Trial:
         """The few operators that add the most noise to their output, relative to its power."""
         batches = iter(few(self._samples, self._original, SENSITIVITY_SAMPLES, self._batch))
         errors = layer_errors(self._rewritten, quantized, batches)
-        noise = {layer.reference: layer.ratio.noise / max(layer.ratio.signal, 1e-300) for layer in errors}
+        ratios = {layer.reference: layer.ratio for layer in errors}
+        noise = {name: min(r.noise / max(r.signal, 1e-300), 1e300) for name, r in ratios.items()}
         added = {}
         for node in self._rewritten.graph:
             before = max((noise.get(str(v.name), 0.0) for v in node.inputs if v is not None), default=0.0)
@@ -185,7 +188,7 @@ class _Trial:
 
     def sensitivities(self, names: Sequence[str]) -> list[tuple[str, float]]:
         """Each of the operators with the output's SQNR where it alone is quantized, worst first."""
-        everything = [str(n.name) for n in self._rewritten.graph if not _clamps(n)]
+        everything = [str(n.name) for n in self._rewritten.graph if operators.role(n) is not Role.CLAMP]
         ranked = []
         for name in names:
             alone = self.run([other for other in everything if other != name])
@@ -196,18 +199,11 @@ class _Trial:
 
 def _result(node: ir.Node) -> ir.Value:
     """The node's output, or that of the Relu or Clip that follows and is absorbed."""
-    user = graph.only_user(node.outputs[0])
-    return user.outputs[0] if user is not None and _clamps(user) else node.outputs[0]
-
-
-def _clamps(node: ir.Node) -> bool:
-    row = operators.find(node)
-    return row is not None and row.role is Role.CLAMP
+    return (units.clamp_behind(node.outputs[0]) or node).outputs[0]
 
 
 def _hurts(node: ir.Node) -> bool:
-    row = operators.find(node)
-    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC, Role.CONCAT)
+    return operators.computes(node) or operators.role(node) is Role.CONCAT
 
 
 def _keep_fewest(
@@ -227,6 +223,6 @@ def _keep_fewest(
         fewer = [other for other in keep if other != name]
         if reaches(fewer):
             keep = fewer
-    quantized = trial.run(keep)
+    quantized = trial.run(keep, settle=True)
     error = trial.error(quantized)
     return quantized, replace(error, worst=found.worst, kept=keep)

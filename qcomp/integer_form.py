@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators
+from qcomp import graph, operators, units
 from qcomp.operators import Role
 
 MASK = 1e4
@@ -88,6 +88,6 @@ def observable(model: ir.Model) -> list[ir.Value]:
         if operators.find(node) is None or any(id(v) in masked for v in (*node.inputs, *node.outputs)):
             continue
         for value in [*(v for _, v in operators.activations(node)), *node.outputs]:
-            if graph.is_float(value) and graph.constant_tensor(value) is None and not operators.clamped(value):
+            if graph.is_float(value) and graph.constant_tensor(value) is None and not units.clamped(value):
                 found[id(value)] = value
     return list(found.values())

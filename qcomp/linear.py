@@ -37,12 +37,19 @@ class Linear:
         if data is None or weight is None or weight.dtype != ir.DataType.FLOAT or len(weight.shape) < 2:
             return None
         found = cls(node)
-        bias = found.bias
         if node.op_type == "Gemm" and len(weight.shape) != 2:
             return None
-        if bias is not None and graph.constant_tensor(bias) is None:
+        if found.bias is not None and graph.constant_tensor(found.bias) is None:
             return None
-        return found
+        return found if found._fits_together() else None
+
+    def _fits_together(self) -> bool:
+        """Whether weights, groups and bias agree, as they do not in every file."""
+        if not self._is_convolution():
+            return True
+        if self.groups < 1 or 0 in self.weight_shape or self.weight_shape[0] % self.groups:
+            return False
+        return self.bias is None or graph.static_shape(self.bias) == (self.channels,)
 
     @property
     def kind(self) -> str:
@@ -76,12 +83,12 @@ class Linear:
     @property
     def channels(self) -> int:
         """The number of output channels."""
-        return self._axes_size(self._output_axis)
+        return self._channels_along(self._output_axis)
 
     @property
     def input_channels(self) -> int:
         """The number of input channels."""
-        return self._axes_size(self._input_axis)
+        return self._channels_along(self._input_axis)
 
     def output_channel_axis(self) -> int | None:
         """The axis of the output that holds the channels, from its front; None where the rank is unknown."""
@@ -145,7 +152,7 @@ class Linear:
             return len(self.weight_shape) - 2
         return 1 - self._output_axis
 
-    def _axes_size(self, axis: int) -> int:
+    def _channels_along(self, axis: int) -> int:
         """Stored weights have every group's channels on axis 0, and one group's on axis 1."""
         return self.weight_shape[axis] * (self.groups if axis == 1 and self._is_convolution() else 1)
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcomp import graph, operators, qdq
+from qcomp.errors import ModelError
 from qcomp.graph import Array
 from qcomp.quantization import ranges
 from qcomp.quantization.qparams import TINY, QParams
@@ -75,13 +76,20 @@ class LinearWriter:
         Args:
             node: the linear operator.
             bias_steps: the magnitude of the bias over the activation's scale, per channel; empty without one.
+
+        Raises:
+            ModelError: the weight or the bias holds NaN or infinity.
         """
         weight = operators.weight_of(node)
         tensor = graph.constant_tensor(weight)
         assert weight is not None
         assert tensor is not None
         axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._per_channel else None
-        params = self._params(tensor, axis, bias_steps)
+        reach = self._needed_reach(tensor, axis, bias_steps)
+        if not np.isfinite(reach).all():
+            what, hint = "its weight or bias holds NaN or infinity", "correct it, or keep the operator in float"
+            raise ModelError(what, where=graph.describe(node), hint=hint)
+        params = QParams.symmetric(reach, self._qtype, axis)
         key = (id(weight), axis, params.scale.tobytes())
         if key not in self._done:
             scale, name = self._writer.scale(params, str(weight.name)), str(weight.name)
@@ -91,12 +99,13 @@ class LinearWriter:
         node.replace_input_with(1, self._done[key])
         return params
 
-    def _params(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> QParams:
+    def _needed_reach(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> Array:
+        """The magnitude that the weights are quantized up to, and no less than what lets int32 hold the bias."""
         reach = graph.reading(tensor, lambda array: self._reach(array, axis))
         if bias_steps.size:
             needed = bias_steps / BIAS_LIMIT * self._qtype.qmax
             reach = np.maximum(reach, needed.max(keepdims=True) if axis is None else needed)
-        return QParams.symmetric(reach, self._qtype, axis)
+        return reach
 
     def _reach(self, array: Array, axis: int | None) -> Array:
         rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)

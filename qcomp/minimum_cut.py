@@ -16,9 +16,8 @@ from dataclasses import dataclass
 import networkx as nx
 import onnx_ir as ir
 
-from qcomp import costs, graph, operators
+from qcomp import costs, graph, operators, units
 from qcomp.costs import Cost
-from qcomp.operators import Role
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class _Choice:
     """One assignment.
 
     Args:
-        floats: the units that run in float, by ``id``.
+        floats: the heads of the units that run in float, by ``id``.
         price: nanoseconds of the whole, conversions included.
     """
 
@@ -52,7 +51,7 @@ class _Problem:
 
     def __init__(self, candidates: Sequence[ir.Node]) -> None:
         self.candidates = candidates
-        self.units = {id(n): id(unit(n)) for n in candidates}
+        self.units = {id(n): id(units.head(n)) for n in candidates}
         self.costs = {id(n): _possible(n) for n in candidates}
 
     def maker(self, value: ir.Value | None) -> object:
@@ -78,26 +77,6 @@ def floats(candidates: Sequence[ir.Node]) -> list[ir.Node]:
         chosen = _cut(plain, plain, problem)
     logger.info("estimated time: %.0f us in float, %.0f us as chosen", in_float.price / 1e3, chosen.price / 1e3)
     return [n for n in candidates if problem.units[id(n)] in chosen.floats]
-
-
-def unit(node: ir.Node) -> ir.Node:
-    """The node that decides for this one: a MatMul for the Add of its bias, what a clamp bounds for the clamp."""
-    if graph.is_op(node, "Clip") and operators.clamp_bounds(node) is None:
-        return node
-    for value in node.inputs[:2] if graph.is_op(node, "Add", "Relu", "Clip") else ():
-        producer = value.producer() if value is not None else None
-        if producer is None:
-            continue
-        if operators.bias_add(producer) is node:
-            return producer
-        if not graph.is_op(node, "Add") and graph.only_user(producer.outputs[0]) is node and _computes(producer):
-            return unit(producer)
-    return node
-
-
-def _computes(node: ir.Node) -> bool:
-    row = operators.find(node)
-    return row is not None and row.role in (Role.LINEAR, Role.ARITHMETIC)
 
 
 def _cut(network: Network[object], plain: Network[object], problem: _Problem) -> _Choice:
@@ -129,8 +108,7 @@ def _possible(node: ir.Node) -> Cost:
 
 
 def _preferred(node: ir.Node, cost: Cost) -> Cost:
-    row = operators.find(node)
-    if row is not None and row.role is Role.LINEAR and operators.weight_of(node) is not None:
+    if operators.weight_of(node) is not None:
         return Cost(cost.real, PREFERENCE * cost.integer - PREFERENCE_FIXED)
     return Cost(cost.real, cost.integer - PREFERENCE_OTHERS)
 
@@ -185,7 +163,7 @@ def _add_conversions(network: Network[object], value: ir.Value, problem: _Proble
 
 def _leaves_float(node: ir.Node | None) -> bool:
     """Whether the fused integer kernel can give its result in float at no cost."""
-    row = None if node is None else operators.find(unit(node))
+    row = None if node is None else operators.find(units.head(node))
     return row is not None and row.float_output
 
 

@@ -91,6 +91,17 @@ def find(node: ir.Node) -> Operator | None:
     return TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
 
 
+def role(node: ir.Node | None) -> Role | None:
+    """How a node takes part in quantization; None where it has no integer form."""
+    row = None if node is None else find(node)
+    return None if row is None else row.role
+
+
+def computes(node: ir.Node | None) -> bool:
+    """Whether a node gives new values, with a scale of their own, rather than moves or bounds those it reads."""
+    return role(node) in (Role.LINEAR, Role.ARITHMETIC)
+
+
 def matching(node: ir.Node, patterns: Sequence[str]) -> str | None:
     """The first of the patterns that matches the operator's name or type or one of its outputs, or None."""
     names = (str(node.name), node.op_type, *(str(v.name) for v in node.outputs))
@@ -115,10 +126,7 @@ def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
 
 def is_weight(node: ir.Node, index: int) -> bool:
     """Whether that input is the constant weight of a linear operator."""
-    row = find(node)
-    return (
-        row is not None and row.role is Role.LINEAR and index == 1 and graph.constant_tensor(node.inputs[1]) is not None
-    )
+    return index == 1 and role(node) is Role.LINEAR and graph.constant_tensor(node.inputs[1]) is not None
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:
@@ -142,28 +150,6 @@ def bias_of(node: ir.Node) -> ir.Value | None:
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.inputs) > 2:
         return node.inputs[2]
     return None
-
-
-def bias_add(node: ir.Node) -> ir.Node | None:
-    """The Add of a constant vector that follows a MatMul by a constant matrix, and makes one linear unit with it."""
-    weight = weight_of(node)
-    if node.op_type != "MatMul" or weight is None or graph.rank(weight) != 2:
-        return None
-    user = graph.only_user(node.outputs[0])
-    if user is None or not graph.is_op(user, "Add"):
-        return None
-    other = user.inputs[1] if user.inputs[0] is node.outputs[0] else user.inputs[0]
-    bias, shape = graph.constant_tensor(other), graph.static_shape(weight)
-    return user if bias is not None and shape is not None and tuple(bias.shape) == (shape[1],) else None
-
-
-def clamped(value: ir.Value) -> bool:
-    """Whether an operator computes the value only for a Relu or Clip to bound: then it has no range of its own."""
-    producer, user = value.producer(), graph.only_user(value)
-    row = None if producer is None else find(producer)
-    if row is None or row.role not in (Role.LINEAR, Role.ARITHMETIC) or user is None:
-        return False
-    return graph.is_op(user, "Relu", "Clip") and user.inputs[0] is value and clamp_bounds(user) is not None
 
 
 def clamp_bounds(node: ir.Node) -> tuple[float, float] | None:

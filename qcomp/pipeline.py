@@ -1,7 +1,8 @@
 """Passes, the lines they are written in, and the loop that runs and verifies them.
 
 A line of passes is text such as ``fold-batchnorm,insert-qdq{weights=int4 ranges=mse}``: names of files in
-``passes/``, each with the fields of its dataclass as options. ``-O0`` to ``-O3`` are such lines.
+``passes/``, each with the fields of its dataclass as options; several values are ``keep=Softmax|"a name with spaces"``.
+``-O0`` to ``-O3`` are such lines.
 """
 
 from __future__ import annotations
@@ -21,15 +22,21 @@ import onnx_ir as ir
 
 from qcomp import graph, registry
 from qcomp.calibration.observers import Observation, Statistics
-from qcomp.errors import OptionError, PassError, QcompError
+from qcomp.errors import OptionError, PassError, QcompError, unknown
 
 logger = logging.getLogger(__name__)
 
-_FLOAT_REWRITES = "clean-up,global-pool,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-conv-transpose"
+_FLOAT_REWRITES = (
+    "clean-up,fuse-layer-norm,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-average-pool,lower-conv-transpose"
+)
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
     1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",
 }
+_SPEC = re.compile(r'\s*([A-Za-z0-9_-]+)\s*(?:\{((?:[^{}"]|"[^"]*")*)\})?\s*(?:,|$)')
+_OPTION = re.compile(r'(?:[^\s"]|"[^"]*")+')
+_PART = re.compile(r'"([^"]*)"|([^|"]+)')
+_PLAIN = re.compile(r'[^\s{}|"]+')
 EQUAL_TO_O1 = (2, 3)
 """The levels that have no line of their own yet and run that of ``-O1``."""
 
@@ -93,10 +100,9 @@ def parse(line: str) -> list[Pass]:
 
 def split_specs(line: str) -> list[tuple[str, str]]:
     """The ``(name, options)`` pairs of a line of specs ``name{key=value key=value},name,...``."""
-    pattern = re.compile(r"\s*([A-Za-z0-9_-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
     specs, position = [], 0
     while position < len(line):
-        match = pattern.match(line, position)
+        match = _SPEC.match(line, position)
         if match is None:
             raise OptionError(
                 f"cannot read {line[position:]!r}",
@@ -219,7 +225,7 @@ def _moved(old: Any, new: Any) -> float:
 
 def _build(kind: str, name: str, options: str) -> Any:
     built = registry.find(kind, name)()
-    for item in options.split():
+    for item in _OPTION.findall(options):
         key, separator, value = item.partition("=")
         if not separator:
             raise OptionError(f"cannot read the option {item!r}", where=name, hint="write key=value")
@@ -235,7 +241,7 @@ def _replace(built: Any, key: str, value: Any) -> Any:
         label = built.name()
         if not fields:
             raise OptionError(f"unknown option {key!r}", where=label, hint="it has no options")
-        raise OptionError(f"unknown option {key!r}", where=label, hint=f"known: {', '.join(fields)}")
+        raise unknown("option", key, fields, where=label)
     converted = _convert(value, hints[key], f"{built.name()}{{{key}}}") if isinstance(value, str) else value
     return dataclasses.replace(built, **{key: converted})
 
@@ -245,10 +251,10 @@ def _convert(text: str, kind: Any, where: str) -> Any:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Literal:
         if text not in args:
-            raise OptionError(f"unknown value {text!r}", where=where, hint=f"known: {', '.join(args)}")
+            raise unknown("value", text, args, where=where)
         return text
     if origin is tuple:
-        return tuple(part for part in text.split("|") if part)
+        return tuple(quoted or plain for quoted, plain in _PART.findall(text) if quoted or plain)
     if origin in (typing.Union, types.UnionType):
         inner = next(a for a in args if a is not type(None))
         return None if text == "none" else _convert(text, inner, where)
@@ -267,5 +273,10 @@ def written(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "|".join(map(str, value))
+        return "|".join(map(_quoted, value))
     return "none" if value is None else str(value)
+
+
+def _quoted(pattern: str) -> str:
+    """A pattern as one part of a value; a quote in it, which a line cannot hold, is left to match any character."""
+    return pattern if _PLAIN.fullmatch(pattern) else f'"{pattern.replace(chr(34), "?")}"'

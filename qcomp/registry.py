@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -10,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qcomp.errors import OptionError
+from qcomp.errors import unknown
 
 SINGULAR = {"passes": "pass", "backends": "backend"}
 KINDS = {"passes": "qcomp.pipeline.Pass", "backends": "qcomp.backend.Backend"}
@@ -46,10 +45,3 @@ def find(kind: str, name: str) -> type[Any]:
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, base) and member.__module__ == module.__name__
     )
-
-
-def unknown(what: str, name: str, known: tuple[str, ...]) -> OptionError:
-    """The error for a name that is not in the list, with the nearest one as its hint."""
-    near = difflib.get_close_matches(name, known, 1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
-    return OptionError(f"unknown {what} {name!r}", hint=f"{guess}known: {', '.join(known)}")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ import onnxruntime as ort
 
 from qcomp import files
 from qcomp.calibration.data import InputSpec
-from qcomp.errors import DataError, ModelError
+from qcomp.errors import DataError, ModelError, OptionError, QcompError, first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
 
 _IN_MEMORY_BYTES = 1 << 30
+MOST_THREADS = 1024
 
 
 def session(
@@ -39,7 +41,11 @@ def session(
 
     Raises:
         ModelError: ONNX Runtime refuses the model.
+        OptionError: threads out of range.
+        OutputError: it is too large to be handed over in memory, and there is no place for it on disk.
     """
+    if not 0 <= threads <= MOST_THREADS:
+        raise OptionError(f"{threads} threads", where="threads", hint=f"give 0 (all cores) to {MOST_THREADS}")
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -53,9 +59,11 @@ def session(
         if isinstance(model, ir.Model):
             return _from_memory(model, options)
         return ort.InferenceSession(os.fspath(model), options, providers=["CPUExecutionProvider"])
+    except QcompError:
+        raise
     except Exception as error:
         where = "the model" if isinstance(model, ir.Model) else os.fspath(model)
-        raise ModelError(f"ONNX Runtime refuses it: {(str(error).splitlines() or ['?'])[0]}", where=where) from error
+        raise ModelError(f"ONNX Runtime refuses it: {first_line(error)}", where=where) from error
 
 
 def _from_memory(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceSession:
@@ -68,17 +76,31 @@ def _from_memory(model: ir.Model, options: ort.SessionOptions) -> ort.InferenceS
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+@contextlib.contextmanager
+def blaming(model: ir.Model) -> Iterator[None]:
+    """Around work on a model from a stranger: where that fails by surprise, ask ONNX Runtime whose fault it is.
+
+    Raises:
+        ModelError: the work failed, and ONNX Runtime refuses the model too.
+    """
+    try:
+        yield
+    except QcompError:
+        raise
+    except Exception:
+        session(model)
+        raise
+
+
 def input_specs(model: ir.Model) -> list[InputSpec]:
     """Name, dtype and shape of each input; a dynamic dimension is None or its symbol."""
-    values = [value for value in model.graph.inputs if not value.is_initializer()]
-    return [
-        InputSpec(
-            name=str(value.name),
-            dtype=np.dtype((value.dtype or ir.DataType.FLOAT).numpy()),
-            shape=tuple(d if isinstance(d, int) else (d.value or None) for d in (value.shape or ())),
-        )
-        for value in values
-    ]
+    return [spec_of(value) for value in model.graph.inputs if not value.is_initializer()]
+
+
+def spec_of(value: ir.Value) -> InputSpec:
+    """Name, dtype and shape of an input or output."""
+    shape = tuple(d if isinstance(d, int) else (d.value or None) for d in (value.shape or ()))
+    return InputSpec(str(value.name), np.dtype((value.dtype or ir.DataType.FLOAT).numpy()), shape)
 
 
 def run(runner: ort.InferenceSession, names: Sequence[str], feeds: Feeds) -> list[Array]:
@@ -92,14 +114,20 @@ def run(runner: ort.InferenceSession, names: Sequence[str], feeds: Feeds) -> lis
     try:
         results: list[Array] = runner.run(list(names), feeds)
     except Exception as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise DataError(f"the samples do not run through the model: {reason}", hint="see qcomp inspect") from error
+        what = f"the samples do not run through the model: {first_line(error)}"
+        raise DataError(what, hint="see qcomp inspect") from error
     return results
 
 
 def run_batches(runner: ort.InferenceSession, batches: Iterable[Feeds], names: Sequence[str] = ()) -> dict[str, Array]:
-    """Run every batch and join the outputs along the first axis; for outputs that fit in memory."""
-    wanted = list(names) or [output.name for output in runner.get_outputs()]
+    """Run every batch and join the outputs along the first axis; for outputs that fit in memory.
+
+    Args:
+        runner: the session.
+        batches: the inputs of each run.
+        names: the wanted outputs; all by default, but for those that are no tensors.
+    """
+    wanted = list(names) or [out.name for out in runner.get_outputs() if out.type.startswith("tensor(")]
     parts = [run(runner, wanted, feeds) for feeds in batches]
     return {name: joined([part[i] for part in parts]) for i, name in enumerate(wanted)}
 

@@ -15,8 +15,7 @@ from qcomp.operators import Role
 from qcomp.quantization import ranges
 from qcomp.quantization.qparams import QParams
 from qcomp.quantization.qtype import QType
-
-Range = tuple[float, float]
+from qcomp.quantization.ranges import Range
 
 LOST_IN_CONCAT = 4.0
 """An input whose range is this many times narrower than the output's keeps a scale of its own: 2 bits are lost."""
@@ -42,7 +41,7 @@ class Ranges:
         """
         array = graph.constant(value)
         if array is not None:
-            return min(float(array.min()), 0.0), max(float(array.max()), 0.0)
+            return float(array.min(initial=0.0)), float(array.max(initial=0.0))
         producer = value.producer()
         kind = producer.op_type if producer is not None else ""
         if kind in operators.FIXED_RANGES:
@@ -88,14 +87,14 @@ def _copies(node: ir.Node) -> bool:
 
 
 def _links(node: ir.Node, members: Mapping[int, ir.Value], finder: Ranges) -> Iterable[tuple[ir.Value, ir.Value]]:
-    row = operators.find(node)
-    if row is None or row.role in (Role.LINEAR, Role.ARITHMETIC):
+    role = operators.role(node)
+    if role is None or operators.computes(node):
         return
     sources = [v for _, v in operators.activations(node) if id(v) in members]
     outs = [v for v in node.outputs if id(v) in members]
     for source in sources:
         for out in outs:
-            if row.role is not Role.CONCAT or _fits(finder.of(source), finder.of(out)):
+            if role is not Role.CONCAT or _fits(finder.of(source), finder.of(out)):
                 yield source, out
 
 

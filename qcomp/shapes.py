@@ -11,6 +11,7 @@ from collections.abc import Callable
 import onnx
 import onnx_ir as ir
 
+from qcomp.errors import ModelError, first_line
 from qcomp.graph import all_values
 
 _SMALL_BYTES = 1024
@@ -45,9 +46,16 @@ def call_onnx(model: ir.Model, function: Callable[[onnx.ModelProto], onnx.ModelP
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes and types that onnx can infer, in place."""
+    """Fill in the shapes and types that onnx can infer, in place.
+
+    Raises:
+        ModelError: what onnx infers contradicts the model.
+    """
     infer = functools.partial(onnx.shape_inference.infer_shapes, data_prop=True)
-    inferred = call_onnx(model, infer)
+    try:
+        inferred = call_onnx(model, infer)
+    except Exception as error:
+        raise ModelError(f"onnx cannot infer its shapes: {first_line(error)}", hint="check it with onnx") from error
     values = {v.name: v for v in all_values(model.graph)}
     for info in inferred.graph.value_info:
         value = values.get(info.name)

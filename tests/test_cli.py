@@ -111,7 +111,7 @@ def test_compile_warns_of_noise_and_says_what_may_help(made):
 def test_compile_guard_names_what_it_kept(made):
     text = ok(
         *("compile", made / "vit.onnx", "-o", made / "g.onnx", "--data", made / "train.npz"),
-        *("--weights", "int3", "--guard", 20),
+        *("--weights", "int2", "--guard", 20),
     )
     assert "Kept by --guard" in text
     assert "kept by the guard" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import command_line
 import numpy as np
 import onnx
@@ -64,6 +66,8 @@ def test_what_is_no_model(here, command, name):
         (["--data", "folder"], "folder"),
         (["--data", CNN], "cnn.onnx"),
         ([], "--data"),
+        (["--data", TRAIN, "--guard", "nan"], "the bound is a number of dB"),
+        (["--data", TRAIN, "--threads", "10000000000"], "10000000000 threads"),
         (["--data", TRAIN, "--samples", "0"], "--samples"),
         (["--data", TRAIN, "--batch", "0"], "--batch"),
         (["--data", TRAIN, "--threads", "-1"], "--threads"),
@@ -77,7 +81,7 @@ def test_what_is_no_model(here, command, name):
         (["--data", TRAIN, "--activations", "nonsense"], "nonsense"),
         (["--activations", "none", "--guard", "20"], "--guard needs calibration data"),
         (["--data", TRAIN, "--preprocess", "unit"], "folder of images"),
-        (["--data", TRAIN, "--preprocess", "sepia"], "no preset 'sepia'"),
+        (["--data", TRAIN, "--preprocess", "sepia"], "unknown preset 'sepia'"),
         (["--data", TRAIN, "--mean", "a,b"], "--mean"),
         (["--data", TRAIN, "--size", "8by8"], "--size"),
         (["--data", TRAIN, "--size", "8"], "give --preprocess"),
@@ -98,6 +102,23 @@ def test_compile_refuses(here, args, part):
 def test_compile_refuses_a_place_it_cannot_write(here, out, part):
     assert part in refused("compile", CNN, "-o", out, "--data", TRAIN)
     assert onnx.load(CNN).graph.node[0].op_type == "Conv"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["compile", CNN, "--data", TRAIN, "-o", TRAIN],
+        ["compile", CNN, "--data", TRAIN, "-o", "o.onnx", "--report", TRAIN],
+        ["compile", CNN, "--data", TRAIN, "-o", "o.onnx", "--report", CNN],
+        ["compile", CNN, "--data", TRAIN, "-o", "o.onnx", "--report", "o.onnx"],
+        ["run", CNN, "--data", TRAIN, "-o", TRAIN],
+        ["run", CNN, "--data", TRAIN, "-o", CNN],
+    ],
+)
+def test_nothing_is_written_over_what_is_read_or_written(here, args):
+    before = {name: Path(name).read_bytes() for name in (CNN, TRAIN)}
+    assert "give another name" in refused(*args)
+    assert {name: Path(name).read_bytes() for name in (CNN, TRAIN)} == before
 
 
 def test_compile_needs_a_place(here):

@@ -14,6 +14,7 @@ from qcomp import guard, runtime
 from qcomp.compiler import compile as compile_model
 from qcomp.errors import DataError, ModelError, OptionError, OutputError, QcompError
 from qcomp.models import digits
+from qcomp.report import inspection
 
 IMAGES = digits.data()
 CALIBRATION = {"image": IMAGES["train"][:64]}
@@ -268,3 +269,99 @@ def test_dynamic_sizes():
     result = compile_model(b.model("y"), data, batch=1, passes=quantized.WITHOUT_CHOICE)
     assert result.run(data[0])["y"].shape == (1, 8)
     assert result.report.error.least > 15
+
+
+def convolution(weight, *behind, outputs, constants=()):
+    """A Conv named ``c`` of ``x`` ``[N, 3, 8, 8]`` to ``h``, and what comes behind it."""
+    conv = helper.make_node("Conv", ["x", "w"], ["h"], name="c", pads=[1, 1, 1, 1])
+    arrays = [onnx.numpy_helper.from_array(np.asarray(a), name) for name, a in (("w", weight), *constants)]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    main = helper.make_graph([conv, *behind], "g", [x], outputs, arrays)
+    return helper.make_model(main, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+WEIGHT = np.random.default_rng(0).normal(size=(8, 3, 3, 3)).astype("f4")
+H = helper.make_tensor_value_info("h", TensorProto.FLOAT, ["N", 8, 8, 8])
+X = {"x": np.random.default_rng(1).normal(size=(4, 3, 8, 8)).astype("f4")}
+
+
+def test_outputs_that_are_sequences_are_not_compared():
+    parts = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    split = helper.make_node("SplitToSequence", ["h"], ["parts"], axis=1)
+    alone = compile_model(convolution(WEIGHT, split, outputs=[parts]), X, verify=True)
+    assert (alone.report.error.sqnr, alone.run(X)) == ({}, {})
+    passed_on = helper.make_node("Identity", ["parts"], ["same"])
+    same = helper.make_tensor_sequence_value_info("same", TensorProto.FLOAT, None)
+    both = compile_model(convolution(WEIGHT, split, passed_on, outputs=[same, H]), X, passes=EVERYTHING)
+    assert list(both.report.error.sqnr) == list(both.run(X)) == ["h"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_no_number_is_refused(bad):
+    weight = WEIGHT.copy()
+    weight[1, 2, 0, 0] = bad
+    with pytest.raises(ModelError, match="Conv 'c': its weight or bias holds NaN or infinity"):
+        compile_model(convolution(weight, outputs=[H]), activations="none")
+
+
+def test_a_constant_without_elements():
+    joined = helper.make_node("Concat", ["h", "none"], ["y"], axis=1)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 8, 8, 8])
+    empty = ("none", np.zeros((4, 0, 8, 8), "f4"))
+    model = convolution(WEIGHT, joined, outputs=[y], constants=[empty])
+    assert compile_model(model, X, passes="choose-precision{by=all},insert-qdq").report.error.least > 20
+
+
+def invalid_pad():
+    pad = helper.make_node("Pad", ["h", "pads"], ["q"])
+    conv = helper.make_node("Conv", ["q", "v"], ["y"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    constants = [("pads", np.array([0, 0, 1])), ("v", np.ones((8, 8, 1, 1), "f4"))]
+    return convolution(WEIGHT, pad, conv, outputs=[y], constants=constants)
+
+
+def invalid_norm():
+    norm = helper.make_node("BatchNormalization", ["h", *"ssss"], ["y"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = convolution(WEIGHT, norm, outputs=[y], constants=[("s", np.ones(8, "f4"))])
+    model.graph.initializer[1].raw_data = b"abc"
+    return model
+
+
+@pytest.mark.parametrize(("group", "bias"), [(3, 8), (0, 8), (1, 5)])
+def test_a_convolution_that_does_not_fit_together_is_refused(group, bias):
+    norm = helper.make_node("BatchNormalization", ["z", *"ssvv"], ["y"])
+    conv = helper.make_node("Conv", ["h", "k", "b"], ["z"], group=group)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    arrays = {"k": (8, 8, 1, 1), "b": (bias,), "s": (8,), "v": (8,)}
+    constants = [(name, np.ones(shape, "f4")) for name, shape in arrays.items()]
+    with pytest.raises(QcompError):
+        compile_model(convolution(WEIGHT, conv, norm, outputs=[y], constants=constants), X)
+
+
+@pytest.mark.parametrize("build", [invalid_pad, invalid_norm])
+def test_a_model_that_breaks_the_rules_of_its_operators_is_refused(build, tmp_path):
+    onnx.save(build(), tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="ONNX Runtime refuses it"):
+        compile_model(tmp_path / "m.onnx", X)
+    with pytest.raises(ModelError, match="ONNX Runtime refuses it"):
+        inspection.inspect(tmp_path / "m.onnx")
+
+
+def test_one_pattern_to_keep_need_not_be_in_a_list():
+    alone, listed = (compile_model(convolution(WEIGHT, outputs=[H]), X, keep=keep) for keep in ("c", ["c"]))
+    assert [o.reason for o in alone.report.in_float] == [o.reason for o in listed.report.in_float] == ["kept by 'c'"]
+
+
+def test_a_softmax_of_unknown_rank():
+    names = {"x": (TensorProto.FLOAT, ["N", 6]), "sizes": (TensorProto.INT64, ["M"])}
+    inputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in names.items()]
+    nodes = [
+        helper.make_node("Reshape", ["x", "sizes"], ["r"]),
+        helper.make_node("Softmax", ["r"], ["y"], axis=1),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    model = helper.make_model(helper.make_graph(nodes, "g", inputs, [y]), ir_version=10)
+    model.opset_import[0].version = 21
+    data = {"x": np.ones((2, 6), "f4"), "sizes": np.array([2, 6])}
+    assert compile_model(model, data, batch=2).report.in_float

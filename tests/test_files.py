@@ -10,7 +10,7 @@ import small_graphs as small
 from onnx import TensorProto, helper
 from protos import FLOAT, const, f, identity, info, model_of, node, on_ort, rows, y
 
-from qcomp import files, graph
+from qcomp import files, graph, upgrade
 from qcomp.errors import ModelError, OutputError, QcompError
 
 
@@ -34,6 +34,13 @@ class TestRefuses:
         path = tmp_path / f"m{suffix}"
         path.write_bytes(content)
         with pytest.raises(ModelError, match="not an ONNX"):
+            files.load(path)
+
+    def test_a_constant_with_attributes_of_another_operator(self, tmp_path):
+        model, path = small.cnn(0), tmp_path / "m.onnx"
+        next(n for n in model.graph.node if n.op_type == "Conv").op_type = "Constant"
+        onnx.save(model, path)
+        with pytest.raises(ModelError, match="the ONNX graph is malformed"):
             files.load(path)
 
     def test_random_bytes(self, tmp_path):
@@ -97,7 +104,7 @@ class TestKeeps:
     """What a load must not lose."""
 
     def test_newer_opsets(self):
-        assert files.opset(files.load(identity(opset=22))) == 22
+        assert upgrade.opset(files.load(identity(opset=22))) == 22
 
     @pytest.mark.parametrize("version", [11, 17, 21])
     def test_operators_of_unknown_domains(self, version):
@@ -264,6 +271,11 @@ class TestSave:
             files.save(files.load(small.cnn(0)), path)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"m.onnx": b"old", "m.onnx.data": b"old data"}
 
+    def test_a_long_name(self, tmp_path):
+        path = tmp_path / ("m" * 250)
+        assert files.save(files.load(small.cnn(0)), path) == [path]
+        assert list(tmp_path.iterdir()) == [path]
+
     def test_large_weights_go_beside_the_model(self, tmp_path, monkeypatch):
         monkeypatch.setattr(files, "EXTERNAL_BYTES", 1000)
         monkeypatch.setattr(files, "_EXTERNAL_THRESHOLD", 100)
@@ -291,6 +303,17 @@ class TestSave:
         with pytest.raises(OutputError, match="cannot be written"):
             files.save(model, tmp_path / ("m" * 300))
         assert not list(tmp_path.iterdir())
+
+    def test_a_device_is_not_replaced(self, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(OutputError, match="is no ordinary file"):
+            files.check_writable(tmp_path / "pipe")
+
+    def test_a_link_leads_to_the_file_that_is_written(self, tmp_path):
+        (tmp_path / "link.onnx").symlink_to("m.onnx")
+        files.save(files.load(small.mlp(0)), tmp_path / "link.onnx")
+        assert (tmp_path / "link.onnx").is_symlink()
+        assert (tmp_path / "m.onnx").is_file()
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
     def test_a_folder_without_permission(self, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import quantized
 import small_graphs as small
+from onnx import TensorProto, helper
 
 from qcomp import guard
 from qcomp.compiler import compile as compile_model
@@ -127,3 +128,13 @@ def test_samples_are_random_where_there_are_none():
     first, second = guard.few(None, model, 4), guard.few(None, model, 4)
     assert first[0]["x"].shape == (1, 4, 8, 8)
     np.testing.assert_array_equal(first[0]["x"], second[0]["x"])
+
+
+def test_a_model_without_float_outputs_is_not_searched(monkeypatch):
+    proto = poisoned(0)
+    largest = helper.make_node("ArgMax", ["y"], ["class"], axis=1)
+    proto.graph.node.append(largest)
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("class", TensorProto.INT64, None))
+    monkeypatch.setattr(guard._Trial, "run", lambda *_: pytest.fail("it searches"))
+    error = compiled(proto, guard_db=20.0).report.error
+    assert (error.sqnr, error.kept, error.reached) == ({}, [], False)

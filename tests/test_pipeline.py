@@ -180,3 +180,20 @@ class TestOverride:
     def test_a_value_of_the_wrong_type(self):
         with pytest.raises(OptionError, match="is not of type int"):
             pipeline.override([Options()], count="many")
+
+
+@pytest.mark.parametrize("pattern", ["a b", "x|y", "{1}", "a,b", "head/*", "it's", "[ab]=?"])
+def test_patterns_of_any_characters_survive_the_line(pattern):
+    line = pipeline.override(pipeline.parse("choose-precision,insert-qdq"), keep=(pattern, "c"))
+    written = ",".join(map(str, line))
+    assert pipeline.parse(written) == line
+
+
+def test_a_quote_in_a_pattern_is_any_character():
+    line = pipeline.override(pipeline.parse("choose-precision"), keep=('say "a"',))
+    assert pipeline.parse(str(line[0]))[0].keep == ("say ?a?",)
+
+
+def test_a_quote_that_is_not_closed_cannot_be_read():
+    with pytest.raises(OptionError, match="cannot read"):
+        pipeline.parse('choose-precision{keep="a b}')

@@ -137,7 +137,6 @@ def _chance(name: str, real: zoo.Outcome, quantized: zoo.Outcome) -> float:
     return 100 * math.sqrt(either.sum()) / len(truth)
 
 
-@pytest.mark.xfail(reason="ONNX Runtime quantizes float weights between DequantizeLinear and QuantizeLinear")
 def test_what_is_kept_in_float_is_not_quantized_by_onnx_runtime(tmp_path: Path) -> None:
     assert DATA is not None
     model = zoo.MODELS["mobilenetv2"]

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from protos import FLOAT, const, f, info, model_of, node, on_ort, rows, y
 
-from qcomp import files, graph
+from qcomp import files, graph, upgrade
 from qcomp.errors import ModelError
 
 BN = [const(n, abs(rows(3, seed=i)) + 0.5) for i, n in enumerate("sbmv")]
@@ -129,7 +129,7 @@ def test_an_upgraded_model_computes_the_same(name):
     before = proto.SerializeToString(deterministic=True)
     model = files.load(proto)
     assert proto.SerializeToString(deterministic=True) == before
-    assert files.opset(model) == files.OPSET
+    assert upgrade.opset(model) == upgrade.OPSET
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     found = on_ort(model, {"x": x})[0]
     assert found.shape == expected.shape
@@ -145,7 +145,7 @@ def test_what_onnx_would_change_in_silence_is_refused():
         [node("Scan", "x", num_scan_inputs=1, body=helper.make_graph([], "b", [], []))], [], [y()], opset=8
     )
     with pytest.raises(ModelError, match="Scan"):
-        files.upgrade(ir.from_proto(proto))
+        upgrade.upgrade(ir.from_proto(proto))
 
 
 @pytest.mark.parametrize("version", range(7, 21))
@@ -154,7 +154,7 @@ def test_every_opset_is_upgraded(version):
     nodes = [node("Conv", "x w c", "a", pads=[1] * 4), node("Relu", "a", "r"), node("GlobalAveragePool", "r")]
     proto = model_of(nodes, [info("x", FLOAT, ["N", 3, 6, 6])], [y()], [w, c], opset=version, ir_version=7)
     model = files.load(proto)
-    assert files.opset(model) == files.OPSET
+    assert upgrade.opset(model) == upgrade.OPSET
     np.testing.assert_allclose(on_ort(model, {"x": IMAGE})[0], on_ort(proto.SerializeToString(), {"x": IMAGE})[0])
     assert graph.static_shape(model.graph.outputs[0]) == (None, 5, 1, 1)
 

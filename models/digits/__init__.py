@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcomp.errors import OptionError
+from qcomp.errors import unknown
 
 FOLDER = Path(__file__).parent
 NAMES = ("cnn", "vit")
@@ -26,7 +26,7 @@ def load(name: str) -> Path:
     Both take `image` float32 ``[N, 1, 8, 8]`` in 0..1 and give `logits` float32 ``[N, 10]``.
     """
     if name not in NAMES:
-        raise OptionError(f"there is no digits model '{name}'", hint=f"one of {', '.join(NAMES)}")
+        raise unknown("digits model", name, NAMES)
     return FOLDER / f"{name}.onnx"
 
 

@@ -21,6 +21,8 @@ from qcomp.errors import DataError, QcompError
 Array = NDArray[Any]
 Chunk = dict[str, "StoredArray"]
 
+MOST_FORTRAN = 1 << 30
+"""The most bytes of an array in Fortran order in an `.npz`, which must be read whole."""
 _HEADER = 12 + 10_000  # bytes: the magic and the longest header that NumPy reads
 
 
@@ -86,6 +88,9 @@ class StoredArray:
             if min(shape, default=0) < 0 or declared != size:
                 what = f"is {size} bytes, but its header {dtype} {list(shape)} makes it {declared}"
                 raise DataError(what, where=where, hint="it is truncated or damaged: save it again")
+            if member and fortran and size > MOST_FORTRAN:
+                hint = "save it in C order: numpy.ascontiguousarray(x)"
+                raise DataError("is too large for Fortran order, which is read whole", where=where, hint=hint)
         return cls(path, member, shape, dtype, fortran, offset)
 
     @property

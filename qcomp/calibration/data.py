@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,26 @@ class Samples:
         where: str = "",
         count: int | None = None,
         names: Sequence[str] | None = None,
+        choose: Callable[[list[int]], Samples] | None = None,
     ) -> None:
-        self.inputs, self.count, self.where = tuple(inputs), count, where
+        self.inputs, self.count, self.where, self._choose = tuple(inputs), count, where, choose
         self.names = None if names is None else tuple(names)
         self.fixed_batch = fixed_batch(inputs)
         self._pieces = pieces
         if count == 0:
             raise empty_data(where)
+
+    def spread(self, limit: int | None) -> Samples:
+        """At most so many samples, spread evenly over all: sets are often sorted by class, and a head is one-sided.
+
+        Where the number of samples is not known before reading them, the first ones.
+        """
+        if limit is None or self.count is None or limit >= self.count:
+            return self
+        chosen = [i * self.count // limit for i in range(limit)]
+        if self._choose is not None:
+            return self._choose(chosen)
+        return Samples(self.inputs, lambda rows: _chosen(self._pieces(rows), chosen), where=self.where, count=limit)
 
     def batches(self, batch: int, limit: int | None = None) -> Iterator[Batch]:
         """Batches of input name -> C-contiguous array [batch, ...] of the input's own dtype.
@@ -106,6 +120,16 @@ def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
         what = f"the inputs {listed([f'{spec.name} {spec}' for spec in inputs])} have no batch axis in common"
         raise DataError(what, where="model", hint="the first axis of every input must be the samples")
     return int(next(iter(sizes))) if sizes else None
+
+
+def _chosen(pieces: Iterable[Batch], indices: Sequence[int]) -> Iterator[Batch]:
+    """Of all pieces the samples of these sorted indices."""
+    start = 0
+    for piece in pieces:
+        inside = [i - start for i in indices[bisect_left(indices, start) : bisect_left(indices, start + _rows(piece))]]
+        start += _rows(piece)
+        if inside:
+            yield {name: array[inside] for name, array in piece.items()}
 
 
 def _rebatch(pieces: Iterable[Batch], size: int, where: str) -> Iterator[Batch]:
@@ -222,7 +246,10 @@ def _open_images(
     def pieces(rows: int) -> Iterator[Batch]:
         return ({name: block} for block in image_pieces(files, fitted, rows))
 
-    return Samples(inputs, pieces, where=where, count=len(files), names=[file.name for file in files])
+    def choose(indices: list[int]) -> Samples:
+        return _open_images([files[i] for i in indices], inputs, preprocess, where)
+
+    return Samples(inputs, pieces, where=where, count=len(files), names=[f.name for f in files], choose=choose)
 
 
 def _open_iterable(source: Iterable[Any], inputs: Sequence[InputSpec]) -> Samples:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcomp.calibration.fit import InputSpec, kind
-from qcomp.errors import DataError, OptionError
+from qcomp.errors import DataError, OptionError, unknown
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +63,7 @@ class Preprocess:
     def preset(cls, name: str) -> Preprocess:
         """One of PRESETS by its name; OptionError for any other."""
         if name not in PRESETS:
-            raise OptionError(f"no preset {name!r}", where="preprocess", hint=f"one of {', '.join(PRESETS)}")
+            raise unknown("preset", name, PRESETS, where="preprocess")
         return PRESETS[name]
 
     @property

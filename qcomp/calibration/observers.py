@@ -6,6 +6,7 @@ state; states take arrays batch by batch and merge, so that samples can be split
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -69,7 +70,7 @@ class NotFiniteError(Exception):
 
 
 class DistributionState:
-    """The histogram of a value; counts a fixed subset of each sample's positions, chosen by a prime stride."""
+    """The histogram of a value; counts a fixed subset of each sample's positions."""
 
     def __init__(self) -> None:
         self.histogram = Histogram()
@@ -93,9 +94,12 @@ class DistributionState:
 
 
 def _stride(size: int) -> int:
-    """The least prime at or above ``size / COUNTED_PER_SAMPLE``: no image's width divides by it."""
+    """The least at or above ``size / COUNTED_PER_SAMPLE`` that shares no divisor with the size, nor so with any axis.
+
+    A stride that divides the width would count some columns only, and never the others.
+    """
     stride = max(-(-size // COUNTED_PER_SAMPLE), 1)
-    while stride > 1 and any(stride % d == 0 for d in range(2, int(stride**0.5) + 1)):
+    while math.gcd(stride, size) > 1:
         stride += 1
     return stride
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,30 +64,37 @@ def command(
       qcomp compile model.onnx -o small.onnx --weights int8 --activations none
 
     DATA is an .npz with an array [samples, ...] by the name of each input; with one input, an .npy or a folder
-    of images will do. A few hundred samples are enough (the first 512 are used). `qcomp inspect MODEL` shows the
+    of images will do. A few hundred samples are enough (at most 512 are used). `qcomp inspect MODEL` shows the
     inputs.
     """
     if print_passes:
         _print_passes(line)
         return
-    _check_places(model, out, report)
+    _check_places(model, data.data, out, report)
     compiled = _compile(model, data, out, guard, line, shown=not settings.verbose)
     if report is not None:
-        report.write_text(compiled.report.to_json() + "\n", encoding="utf-8")
+        _write_report(compiled, report)
     _show(compiled, model, data.data, guard, every=settings.verbose)
 
 
-def _check_places(model: str, out: Path | None, report: Path | None) -> None:
+def _write_report(compiled: Compiled, place: Path) -> None:
+    from qcomp import files
+
+    with files.replacing(place) as scratch:
+        scratch.write_text(compiled.report.to_json() + "\n", encoding="utf-8")
+
+
+def _check_places(model: str, data: str | None, out: Path | None, report: Path | None) -> None:
     """Fail before the work is done."""
     from qcomp import files
 
     if out is None:
         raise OptionError("no place for the result", where="compile", hint="give -o OUT")
-    files.check_writable(out)
+    files.check_writable(out, others=(data,))
     if out.resolve() == Path(model).resolve():
         raise OutputError("is the model itself", where=str(out), hint="give another name")
     if report is not None:
-        files.check_writable(report)
+        files.check_writable(report, others=(model, data, out))
 
 
 def _compile(
@@ -133,7 +141,7 @@ def _print_passes(line: dict[str, Any]) -> None:
     others = sorted(set(registry.names("passes")) - {step.name() for step in steps})
     if others:
         click.echo(f"not in this line: {', '.join(others)}")
-    click.echo(f"--passes '{','.join(map(str, steps))}'")
+    click.echo(f"--passes {shlex.quote(','.join(map(str, steps)))}")
 
 
 def _print_pass(step: Any) -> None:

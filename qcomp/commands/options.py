@@ -106,7 +106,9 @@ def _size(text: str) -> tuple[int, int]:
 _DATA = "Samples of the inputs: .npz, .npy, or a folder of them or of images."
 _DATA_OPTIONS = (
     click.option("--data", metavar="DATA", help=_DATA),
-    click.option("--samples", type=int, metavar="N", help="The first N at most.  [default: 512 to compile, else all]"),
+    click.option(
+        "--samples", type=int, metavar="N", help="N at most; compile spreads them.  [default: 512 to compile, else all]"
+    ),
     click.option("--batch", type=int, metavar="N", help="Samples a run.  [default: 4]"),
     click.option("--threads", type=int, metavar="N", default=1, show_default=True, help="Threads; 0: all cores."),
 )

@@ -24,7 +24,7 @@ def command(model: str, out: Path, data: DataOptions) -> None:
     """
     from qcomp import files, npz, runtime
 
-    files.check_writable(out)
+    files.check_writable(out, others=(model, data.data))
     samples = data.open(runtime.input_specs(files.read(model)))
     runner = runtime.session(model, threads=data.threads)
     outputs = runtime.run_batches(runner, samples.batches(data.batch or 4, data.samples))

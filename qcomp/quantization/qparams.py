@@ -76,11 +76,7 @@ class QParams:
 
     def broadcast(self, array: FloatArray | IntArray, rank: int) -> Any:
         """Scale or zero point in a shape that broadcasts against a tensor of that rank."""
-        if self.axis is None:
-            return array
-        shape = [1] * rank
-        shape[self.axis] = -1
-        return array.reshape(shape)
+        return along(array, self.axis, rank)
 
     def quantize(self, real: FloatArray) -> IntArray:
         """The nearest integers, half to even, saturated: ONNX's QuantizeLinear, bit for bit.
@@ -103,6 +99,13 @@ class QParams:
         with np.errstate(over="ignore"):
             real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.ndim)
         return real
+
+
+def along(vector: Any, axis: int | None, rank: int) -> Any:
+    """A vector, an entry a channel, in a shape that broadcasts against a tensor of that rank; a scalar as it is."""
+    if axis is None:
+        return vector
+    return vector.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def _usable(scale: float) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from qcomp.errors import OptionError
+from qcomp.errors import OptionError, unknown
 
-MIN_BITS, MAX_BITS = 2, 16
+NAMES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (*range(2, 9), 16))
+"""The types that `parse` knows."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,6 @@ def parse_weight(name: str, option: str) -> QType:
     return found.as_weight()
 
 
-NAMES = tuple(f"{sign}int{bits}" for sign in ("", "u") for bits in (*range(MIN_BITS, 9), 16))
-
-
 def parse(name: str, option: str) -> QType:
     """A type from its name, ``int2`` .. ``int8``, ``int16`` and their unsigned forms.
 
@@ -83,9 +80,7 @@ def parse(name: str, option: str) -> QType:
         OptionError: unknown name.
     """
     if name not in NAMES:
-        near = difflib.get_close_matches(name, NAMES, 1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        raise OptionError(f"unknown type {name!r}", where=option, hint=f"{guess}known: {', '.join(NAMES)}")
+        raise unknown("type", name, NAMES, where=option)
     match = re.fullmatch(r"(u?)int(\d+)", name)
     assert match is not None
     return QType(int(match[2]), signed=not match[1])

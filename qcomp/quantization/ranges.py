@@ -6,12 +6,11 @@ A wide range rounds coarsely, a narrow one clips. Each method takes the `Histogr
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
 
-from qcomp.errors import OptionError
+from qcomp.errors import unknown
 from qcomp.quantization.histogram import BINS, Array, Histogram
 from qcomp.quantization.qtype import QType
 
@@ -19,6 +18,8 @@ Range = tuple[float, float]
 CANDIDATES = np.linspace(0.2, 1.0, 65)
 """The fractions of an extreme that the searches try."""
 PERCENTILE = 99.99
+LEAST_SHARE = 1e-9
+"""A level that nothing falls on counts for so much of a distribution, so that no divergence is infinite for it."""
 
 
 def minmax(histogram: Histogram, qtype: QType) -> Range:
@@ -30,9 +31,9 @@ def percentile(histogram: Histogram, qtype: QType) -> Range:
     """The range that leaves 0.01 % of the values out, half of them on each side; a bound at zero stays."""
     tail = (1 - PERCENTILE / 100) / 2
     low, high = minmax(histogram, qtype)
-    return min(histogram.quantile(tail), 0.0) if low < 0 else 0.0, max(
-        histogram.quantile(1 - tail), 0.0
-    ) if high else 0.0
+    least = min(histogram.quantile(tail), 0.0) if low else 0.0
+    greatest = max(histogram.quantile(1 - tail), 0.0) if high else 0.0
+    return least, greatest
 
 
 def mse(histogram: Histogram, qtype: QType) -> Range:
@@ -82,9 +83,7 @@ def method(name: str) -> Callable[[Histogram, QType], Range]:
         OptionError: unknown name.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, 1)
-        guess = f"did you mean {near[0]!r}? " if near else ""
-        raise OptionError(f"unknown range method {name!r}", hint=f"{guess}known: {', '.join(METHODS)}")
+        raise unknown("range method", name, METHODS)
     return METHODS[name]
 
 
@@ -131,9 +130,8 @@ def _kullback_leibler(p: Array, q: Array) -> float:
     if not q.any():
         return float("inf")
     p, q = p / p.sum(), q / q.sum()
-    smallest = 1e-9
     used = p > 0
-    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], smallest))))
+    return float(np.sum(p[used] * np.log(p[used] / np.maximum(q[used], LEAST_SHARE))))
 
 
 def weight_reach(rows: Array, qtype: QType, *, search: bool) -> Array:

@@ -54,9 +54,9 @@ def _bits(kind: str | None) -> int:
 
 def weights_only(report: Report) -> bool:
     """Whether operators compute in float, with weights stored as integers."""
-    return pipeline_quantizes(report) and _options(report)["activations"] is None
+    return _quantizes(report) and _options(report)["activations"] is None
 
 
-def pipeline_quantizes(report: Report) -> bool:
+def _quantizes(report: Report) -> bool:
     """Whether the line had a pass that quantizes."""
     return any(step.name() == "insert-qdq" for step in pipeline.parse(report.passes))

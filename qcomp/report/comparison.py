@@ -109,8 +109,9 @@ def _update(result: Comparison, before: Feeds, after: Feeds, labels: NDArray[np.
         _check_shape(output.name, before[output.name], after[output.name])
         output.update(before[output.name], after[output.name])
     if result.accuracy is not None and labels is not None:
-        name = result.accuracy.output
-        result.accuracy.update(labels[result.samples : result.samples + rows], before[name], after[name])
+        name, upto = result.accuracy.output, result.samples + rows
+        check_labels(labels[:upto], upto)
+        result.accuracy.update(labels[result.samples : upto], before[name], after[name])
     result.samples += rows
 
 

@@ -32,8 +32,8 @@ def table(*headings: str, numbers: Sequence[int] = (), title: str = "") -> Table
         numbers: the columns that hold numbers, to the right.
         title: above it.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title=Text(title, "bold"), title_justify="left")
-    made.title = made.title if title else None
+    above = Text(title, "bold") if title else None
+    made = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), title=above, title_justify="left")
     for index, heading in enumerate(headings):
         justify = "right" if index in numbers else "left"
         made.add_column(Text(heading, "dim"), justify=justify, overflow="fold", no_wrap=index in numbers)  # type: ignore[arg-type]
@@ -41,8 +41,8 @@ def table(*headings: str, numbers: Sequence[int] = (), title: str = "") -> Table
 
 
 def row(target: Table, *cells: str) -> None:
-    """Add a row of plain text."""
-    target.add_row(*(Text(cell) for cell in cells))
+    """Add a row of plain text; what would steer a terminal, in the names of a stranger's model, becomes ``?``."""
+    target.add_row(*(Text("".join(c if c.isprintable() else "?" for c in cell)) for cell in cells))
 
 
 def show(target: Table) -> None:

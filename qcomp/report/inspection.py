@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from qcomp import files, operators, pipeline, qdq, shapes
+from qcomp import files, operators, pipeline, qdq, runtime, shapes, upgrade
 from qcomp.calibration.data import InputSpec
-from qcomp.errors import ModelError
 from qcomp.report import summary
 from qcomp.report.summary import FloatOperator
-from qcomp.runtime import input_specs
 
 _COUNTED = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
 
@@ -54,15 +52,23 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         ModelError: as `qcomp.files.load`, but for a model that is quantized already.
     """
     model = files.read(path)
-    opset, counts = files.opset(model), Counter(node.op_type for node in model.graph.all_nodes())
+    opset, counts = upgrade.opset(model), Counter(node.op_type for node in model.graph.all_nodes())
     quantized = any(files.is_quantized(node) for node in model.graph.all_nodes())
-    model = _with_shapes(model, path) if quantized else files.load(path)
+    if quantized:
+        shapes.infer_shapes(model)
+    else:
+        model = files.load(path)
+    with runtime.blaming(model):
+        return _inspection(model, opset, counts, quantized=quantized)
+
+
+def _inspection(model: ir.Model, opset: int, counts: Counter[str], *, quantized: bool) -> Inspection:
     in_integers, in_float = _of_quantized(model) if quantized else foresee(model)
     constants = [v.const_value for v in model.graph.initializers.values() if v.const_value is not None]
     return Inspection(
         opset,
-        input_specs(model),
-        [_spec(value) for value in model.graph.outputs],
+        runtime.input_specs(model),
+        [runtime.spec_of(value) for value in model.graph.outputs],
         dict(counts.most_common()),
         sum(tensor.size for tensor in constants if tensor.dtype not in _COUNTED),
         files.weight_bytes(model),
@@ -96,17 +102,3 @@ def _of_quantized(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOpe
         if summary.is_quantized(node) or (files.is_quantized(node) and node.op_type not in helpers)
     ]
     return [(node.op_type, str(node.name)) for node in found], []
-
-
-def _with_shapes(model: ir.Model, path: str | os.PathLike[str]) -> ir.Model:
-    try:
-        shapes.infer_shapes(model)
-    except Exception as error:
-        reason = (str(error).splitlines() or ["?"])[0]
-        raise ModelError(f"onnx cannot infer its shapes: {reason}", where=os.fspath(path)) from error
-    return model
-
-
-def _spec(value: ir.Value) -> InputSpec:
-    dims = tuple(d if isinstance(d, int) else (d.value or None) for d in (value.shape or ()))
-    return InputSpec(str(value.name), (value.dtype or ir.DataType.FLOAT).numpy(), dims)

@@ -14,7 +14,10 @@ from qcomp.runtime import Array
 
 @dataclass
 class Ratio:
-    """A signal-to-quantization-noise ratio that grows batch by batch; values that are not finite in both are left out.
+    """A signal-to-quantization-noise ratio that grows batch by batch.
+
+    Values that are not finite in the reference, such as masks, are left out; one that is not finite in the quantized
+    outputs alone is infinite noise.
 
     Args:
         signal, noise: sums of squares.
@@ -25,17 +28,19 @@ class Ratio:
 
     def update(self, reference: Array, actual: Array) -> None:
         """Take in arrays of one shape."""
-        wanted, found = reference.astype(np.float64), actual.astype(np.float64)
-        both = np.isfinite(wanted) & np.isfinite(found)
-        self.signal += float(np.sum(wanted[both] ** 2))
-        self.noise += float(np.sum((wanted[both] - found[both]) ** 2))
+        finite = np.isfinite(reference)
+        wanted, found = reference[finite].astype(np.float64), actual[finite].astype(np.float64)
+        noise = float(np.sum((wanted - found) ** 2))
+        self.signal += float(np.sum(wanted**2))
+        self.noise += noise if math.isfinite(noise) else math.inf
 
     @property
     def decibels(self) -> float:
         """Infinite where nothing changed, minus infinity where there is noise alone."""
         if self.noise == 0:
             return math.inf
-        return 10 * math.log10(self.signal / self.noise) if self.signal else -math.inf
+        ratio = self.signal / self.noise
+        return 10 * math.log10(ratio) if ratio else -math.inf
 
 
 @dataclass

@@ -169,3 +169,21 @@ def test_a_link_out_of_the_folder_is_read(tmp_path):
     np.save(tmp_path / "outside.npy", rows(3))
     (tmp_path / "folder" / "x.npy").symlink_to(tmp_path / "outside.npy")
     assert open_data(tmp_path / "folder", [X]).count == 3
+
+
+@pytest.mark.parametrize("limit", [1, 3, 7, 10, 11, None])
+def test_spread_takes_evenly_from_all(tmp_path, limit):
+    array = np.arange(20, dtype=np.float32).reshape(10, 2)
+    np.savez(tmp_path / "x.npz", x=array)
+    for source in (tmp_path / "x.npz", [{"x": array[:4]}, {"x": array[4:]}], {"x": array}):
+        samples = open_data(source, [InputSpec("x", np.dtype("f4"), ("N", 2))]).spread(limit)
+        found = np.concatenate([b["x"] for b in samples.batches(4)])[:, 0] / 2
+        count = min(limit or 10, 10)
+        assert samples.count == count
+        np.testing.assert_array_equal(found, [i * 10 // count for i in range(count)])
+
+
+def test_spread_of_an_iterator_takes_the_first():
+    samples = open_data(({"x": np.full((1, 2), i, "f4")} for i in range(9)), [InputSpec("x", np.dtype("f4"), ("N", 2))])
+    found = np.concatenate([b["x"] for b in samples.spread(3).batches(2, 3)])
+    np.testing.assert_array_equal(found[:, 0], [0, 1, 2])

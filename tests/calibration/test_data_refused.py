@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from qcomp.calibration import arrays
 from qcomp.calibration.data import InputSpec, Preprocess, open_data
 from qcomp.errors import DataError, OptionError
 
@@ -203,3 +204,13 @@ def test_options_and_models_that_are_refused(tmp_path):
     refused(rows(3), spec(shape=()), match="no batch axis in common")
     refused(rows(3), spec(shape=(1, 3)), spec(shape=(2, 3)), match="no batch axis in common")
     refused([{"x": [[1.0], [1.0, 2.0]]}], match="cannot be read")
+
+
+def test_a_large_array_in_fortran_order_is_not_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "MOST_FORTRAN", 1000)
+    array = np.asfortranarray(np.zeros((9, 3, 4, 4), np.float32))
+    np.savez(tmp_path / "f.npz", array)
+    with pytest.raises(DataError, match=r"Fortran order.*ascontiguousarray"):
+        arrays.StoredArray.open(tmp_path / "f.npz", "arr_0.npy")
+    np.save(tmp_path / "f.npy", array)
+    assert arrays.StoredArray.open(tmp_path / "f.npy").shape == array.shape

@@ -138,7 +138,7 @@ def test_impossible_preprocessing(options):
 
 
 def test_an_unknown_preset_lists_the_choices():
-    with pytest.raises(OptionError, match=r"no preset 'torch' \(one of imagenet, tf, unit, raw\)"):
+    with pytest.raises(OptionError, match=r"unknown preset 'torch' \(known: imagenet, tf, unit, raw\)"):
         Preprocess.preset("torch")
 
 
@@ -187,3 +187,13 @@ def test_pillow_is_optional(tmp_path, monkeypatch):
     save(tmp_path / "a.png", pixels(32, 32))
     monkeypatch.setitem(sys.modules, "PIL", None)
     refused(tmp_path, "raw", match=r"pip install 'qcomp\[images\]'")
+
+
+def test_spread_decodes_only_what_it_takes(tmp_path):
+    for i in range(6):
+        save(tmp_path / f"{i}.png", np.full((32, 32, 3), i, "uint8"))
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    samples = open_data(tmp_path, [spec(dtype="uint8")], preprocess=PRESETS["raw"]).spread(3)
+    assert samples.names == ("0.png", "2.png", "4.png")
+    found = np.concatenate([b["x"] for b in samples.batches(2)])
+    np.testing.assert_array_equal(found[:, 0, 0, 0], [0, 2, 4])

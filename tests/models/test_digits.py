@@ -56,5 +56,5 @@ def test_data_file_holds_plain_bytes() -> None:
 
 
 def test_unknown_model_is_refused() -> None:
-    with pytest.raises(OptionError, match="no digits model 'rnn'"):
+    with pytest.raises(OptionError, match="unknown digits model 'rnn'"):
         load("rnn")

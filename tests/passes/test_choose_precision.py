@@ -16,6 +16,7 @@ from qcomp import costs, graph, minimum_cut, operators, qdq
 from qcomp.calibration.observers import Statistics
 from qcomp.costs import Cost
 from qcomp.passes.choose_precision import ChoosePrecision
+from qcomp.units import bias_add
 
 
 def ints(b, *values):
@@ -275,7 +276,7 @@ def linear_units(model):
         owner = node
         before = [v.producer() for v in node.inputs if v.producer() is not None]
         if node.op_type == "Add":
-            owner = next((p for p in before if operators.bias_add(p) is node), node)
+            owner = next((p for p in before if bias_add(p) is node), node)
         if node.op_type == "Relu" and before and graph.only_user(before[0].outputs[0]) is node:
             owner = next((n for n in model.graph if id(before[0]) in units.get(id(n), ())), node)
             owner = node if before[0].op_type in ("Relu", "Transpose", "Concat") else owner
@@ -290,7 +291,7 @@ def price(model, prices, integer):
         maker = value.producer()
         readers = {id(user) in integer for user, _ in value.uses()} | ({False} if value.is_graph_output() else set())
         made = maker is not None and id(maker) in integer
-        free = made and (maker.op_type == "MatMul" or any(operators.bias_add(p) is maker for p in makers(maker)))
+        free = made and (maker.op_type == "MatMul" or any(bias_add(p) is maker for p in makers(maker)))
         free = free or (made and maker.op_type == "Relu" and relu_of_matmul(maker))
         if (made and False in readers and not free) or (not made and True in readers):
             total += prices[value.name][2]
@@ -305,7 +306,7 @@ def relu_of_matmul(node):
     before = node.inputs[0].producer()
     if before is None or graph.only_user(before.outputs[0]) is not node:
         return False
-    return before.op_type == "MatMul" or any(operators.bias_add(p) is before for p in makers(before))
+    return before.op_type == "MatMul" or any(bias_add(p) is before for p in makers(before))
 
 
 def chain(length):
@@ -345,3 +346,32 @@ def test_the_model_itself_is_unchanged_but_for_the_notes():
     for node in after.graph.node:
         del node.metadata_props[:]
     assert after == before
+
+
+def test_a_volume_of_few_channels_stays_in_float():
+    """ONNX Runtime gathers volumes one value at a time for its integer kernel."""
+    b = small.Builder(0)
+    first = b.op("Conv", b.input("x", ["N", 3, 8, 32, 32]), b.random(16, 3, 3, 3, 3), name="first")
+    many = b.op("MaxPool", first, kernel_shape=[2, 4, 4], strides=[2, 4, 4])
+    second = b.op("Conv", b.op("Conv", many, b.random(64, 16, 1, 1, 1)), b.random(64, 64, 1, 1, 1), name="second")
+    b.op("Softmax", second, name="y")
+    reasons = chosen(b.model("y"))
+    assert reasons["first"] is not None
+    assert reasons["second"] is None
+
+
+def test_a_mean_that_is_nothing_beside_what_it_averages_stays_in_float():
+    """ONNX Runtime refuses to run such a pool."""
+    b = small.Builder(0)
+    pooled = b.op("GlobalAveragePool", b.op("Relu", b.input("x", ["N", 3, 8, 8])), name="mean")
+    proto = b.model(b.op("Softmax", b.op("Conv", pooled, b.random(4, 3, 1, 1)), name="y"))
+    sparse = np.full((2, 3, 8, 8), -1.0, np.float32)
+    usual = {"x": sparse.copy()}
+    usual["x"][:, :, 0, 0] = 1.0
+    assert chosen(proto, usual, by="all")["mean"] is None
+    b = small.Builder(0)
+    pooled = b.op("GlobalAveragePool", b.input("x", ["N", 3, 8, 8]), name="mean")
+    proto = b.model(b.op("Softmax", b.op("Conv", pooled, b.random(4, 3, 1, 1)), name="y"))
+    balanced = np.where(np.indices(sparse.shape)[3] % 2, 1.0, -1.0).astype(np.float32)
+    balanced[:, :, 0, 0] += 1e-6
+    assert "nothing beside" in chosen(proto, {"x": balanced}, by="all")["mean"]

@@ -144,3 +144,18 @@ def test_refuses_labels_for_an_output_without_scores():
     model = files.load(b.model("y"))
     with pytest.raises(DataError, match="no output of class scores"):
         comparison.compare(model, model.clone(), samples_for(model, x=np.ones((1, 4))), labels=np.array([0]))
+
+
+def test_what_is_no_number_in_the_quantized_model_alone_is_all_noise():
+    for bad in (np.nan, np.inf):
+        ratio = Ratio()
+        ratio.update(np.array([1.0, 2.0, -np.inf]), np.array([1.0, bad, 0.0]))
+        ratio.update(np.array([1.0]), np.array([1.0]))
+        assert ratio.decibels == -math.inf
+
+
+def test_labels_that_end_before_an_iterator_does_are_refused(cnn):
+    model, quantized, images = cnn
+    samples = open_data(({"image": images[i : i + 4]} for i in range(0, 20, 4)), runtime.input_specs(model))
+    with pytest.raises(DataError, match="10 labels for 12 samples"):
+        comparison.compare(model, quantized, samples, labels=np.zeros(10, np.int64))
