@@ -138,3 +138,16 @@ def test_a_model_without_float_outputs_is_not_searched(monkeypatch):
     monkeypatch.setattr(guard._Trial, "run", lambda *_: pytest.fail("it searches"))
     error = compiled(proto, guard_db=20.0).report.error
     assert (error.sqnr, error.kept, error.reached) == ({}, [], False)
+
+
+def test_what_no_longer_pays_beside_kept_layers_stays_in_float_too():
+    b = small.Builder(0)
+    x = b.op("Relu", b.conv(b.input("x", [1, 8, 32, 32]), 8, 16, pads=[1, 1, 1, 1]))
+    x = b.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+    b.op("Identity", b.conv(x, 16, 16, pads=[1, 1, 1, 1]), name="y")
+    samples = np.random.default_rng(0).standard_normal((8, 1, 8, 32, 32)).astype(np.float32)
+    plain = compile_model(b.model("y"), [{"x": s} for s in samples], weights="int2")
+    guarded = compile_model(b.model("y"), [{"x": s} for s in samples], weights="int2", guard_db=60.0)
+    assert plain.report.quantized["MaxPool"] == 1
+    assert len(guarded.report.error.kept) == 2
+    assert guarded.report.quantized == {}
