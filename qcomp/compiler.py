@@ -160,7 +160,9 @@ class _Job:
         if self.batch < 1 or (self.limit is not None and self.limit < 1):
             raise OptionError("samples and batch are at least 1", where=f"samples={self.limit} batch={self.batch}")
         if data is not None:
-            self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess).spread(self.limit)
+            self.data = open_data(data, runtime.input_specs(self.model), preprocess=preprocess).spread(
+                self.limit, self.batch
+            )
         elif any(any(True for _ in step.observe(self.model)) for step in _needing(self.line)):
             raise DataError(
                 "activations need calibration data",

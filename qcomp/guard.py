@@ -110,7 +110,8 @@ def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH
     """A few batches of samples, spread over all of them; random ones where there are none."""
     if samples is not None:
         least = max(count, samples.fixed_batch or 1)
-        return list(samples.spread(least).batches(min(count, batch, BATCH), least))
+        size = min(count, batch, BATCH)
+        return list(samples.spread(least, size).batches(size, least))
     random = np.random.default_rng(0)
     feeds = {}
     for spec in runtime.input_specs(model):

@@ -52,14 +52,15 @@ class Samples:
         if count == 0:
             raise empty_data(where)
 
-    def spread(self, limit: int | None) -> Samples:
+    def spread(self, limit: int | None, block: int = 1) -> Samples:
         """At most so many samples, spread evenly over all: sets are often sorted by class, and a head is one-sided.
 
-        Where the number of samples is not known before reading them, the first ones.
+        Blocks of consecutive samples stay together, which may have one length where others differ. Where the number
+        of samples is not known before reading them, the first ones.
         """
         if limit is None or self.count is None or limit >= self.count:
             return self
-        chosen = [i * self.count // limit for i in range(limit)]
+        chosen = _spread(self.count, limit, self.fixed_batch or block)
         if self._choose is not None:
             return self._choose(chosen)
         return Samples(self.inputs, lambda rows: _chosen(self._pieces(rows), chosen), where=self.where, count=limit)
@@ -120,6 +121,14 @@ def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
         what = f"the inputs {listed([f'{spec.name} {spec}' for spec in inputs])} have no batch axis in common"
         raise DataError(what, where="model", hint="the first axis of every input must be the samples")
     return int(next(iter(sizes))) if sizes else None
+
+
+def _spread(count: int, limit: int, block: int) -> list[int]:
+    """The indices of `limit` of `count` samples, in whole blocks but for the last, spread evenly."""
+    there, wanted = count // block, -(-limit // block)
+    if wanted > there:
+        return list(range(limit))
+    return [i * there // wanted * block + row for i in range(wanted) for row in range(block)][:limit]
 
 
 def _chosen(pieces: Iterable[Batch], indices: Sequence[int]) -> Iterator[Batch]:

@@ -187,3 +187,10 @@ def test_spread_of_an_iterator_takes_the_first():
     samples = open_data(({"x": np.full((1, 2), i, "f4")} for i in range(9)), [InputSpec("x", np.dtype("f4"), ("N", 2))])
     found = np.concatenate([b["x"] for b in samples.spread(3).batches(2, 3)])
     np.testing.assert_array_equal(found[:, 0], [0, 1, 2])
+
+
+def test_spread_keeps_blocks_together():
+    lengths = [3, 5, 2, 7, 4, 6]
+    data = [{"x": np.full((4, length), length, "f4")} for length in lengths]
+    samples = open_data(data, [InputSpec("x", np.dtype("f4"), ("N", "L"))]).spread(12, 4)
+    assert [batch["x"].shape for batch in samples.batches(4)] == [(4, 3), (4, 2), (4, 4)]
