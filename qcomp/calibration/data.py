@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from qcomp.calibration.arrays import Chunk, check_piece, empty_data, matched, reading, stored_chunks
+from qcomp.calibration.batching import Array, Batch, chosen, cut, rebatch, rows_of, spread_indices
 from qcomp.calibration.fit import InputSpec, cast, check_fits, listed
 from qcomp.calibration.images import PRESETS, SUFFIXES, Preprocess, image_pieces
 from qcomp.calibration.labels import check_labels, load_labels
@@ -20,8 +19,6 @@ from qcomp.errors import DataError, OptionError
 
 __all__ = ["PRESETS", "InputSpec", "Preprocess", "Samples", "check_labels", "load_labels", "open_data"]
 
-Array = NDArray[Any]
-Batch = dict[str, Array]
 Source = str | os.PathLike[str] | Iterable[Any]
 
 
@@ -60,10 +57,10 @@ class Samples:
         """
         if limit is None or self.count is None or limit >= self.count:
             return self
-        chosen = _spread(self.count, limit, self.fixed_batch or block)
+        indices = spread_indices(self.count, limit, self.fixed_batch or block)
         if self._choose is not None:
-            return self._choose(chosen)
-        return Samples(self.inputs, lambda rows: _chosen(self._pieces(rows), chosen), where=self.where, count=limit)
+            return self._choose(indices)
+        return Samples(self.inputs, lambda rows: chosen(self._pieces(rows), indices), where=self.where, count=limit)
 
     def batches(self, batch: int, limit: int | None = None) -> Iterator[Batch]:
         """Batches of input name -> C-contiguous array [batch, ...] of the input's own dtype.
@@ -85,8 +82,8 @@ class Samples:
 
     def _batches(self, size: int, limit: int | None) -> Iterator[Batch]:
         seen = 0
-        for batch in _rebatch(self._fitted(size, limit), size, self.where):
-            rows = _rows(batch)
+        for batch in rebatch(self._fitted(size, limit), size, self.where):
+            rows = rows_of(batch)
             if rows == size or not self.fixed_batch:
                 yield batch
             elif not seen:
@@ -100,11 +97,11 @@ class Samples:
         """The pieces cut to at most `size` samples and `limit` in all, checked, and cast."""
         start = 0
         for piece in self._pieces(size):
-            for offset in range(0, _rows(piece), size):
+            for offset in range(0, rows_of(piece), size):
                 stop = offset + size if limit is None else min(offset + size, offset + limit - start)
-                cut = _cut(piece, offset, stop)
-                yield {spec.name: self._fit(spec, cut[spec.name], start) for spec in self.inputs}
-                start += _rows(cut)
+                part = cut(piece, offset, stop)
+                yield {spec.name: self._fit(spec, part[spec.name], start) for spec in self.inputs}
+                start += rows_of(part)
                 if start == limit:
                     return
 
@@ -121,58 +118,6 @@ def fixed_batch(inputs: Sequence[InputSpec]) -> int | None:
         what = f"the inputs {listed([f'{spec.name} {spec}' for spec in inputs])} have no batch axis in common"
         raise DataError(what, where="model", hint="the first axis of every input must be the samples")
     return int(next(iter(sizes))) if sizes else None
-
-
-def _spread(count: int, limit: int, block: int) -> list[int]:
-    """The indices of `limit` of `count` samples, in whole blocks but for the last, spread evenly."""
-    there, wanted = count // block, -(-limit // block)
-    if wanted > there:
-        return list(range(limit))
-    return [i * there // wanted * block + row for i in range(wanted) for row in range(block)][:limit]
-
-
-def _chosen(pieces: Iterable[Batch], indices: Sequence[int]) -> Iterator[Batch]:
-    """Of all pieces the samples of these sorted indices."""
-    start = 0
-    for piece in pieces:
-        inside = [i - start for i in indices[bisect_left(indices, start) : bisect_left(indices, start + _rows(piece))]]
-        start += _rows(piece)
-        if inside:
-            yield {name: array[inside] for name, array in piece.items()}
-
-
-def _rebatch(pieces: Iterable[Batch], size: int, where: str) -> Iterator[Batch]:
-    """Batches of exactly `size` samples, the last one of what is left, from pieces of at most `size`."""
-    held: list[Batch] = []
-    room = size
-    for piece in pieces:
-        held.append(_cut(piece, 0, room))
-        rest = _rows(piece) - room
-        if rest >= 0:
-            yield _joined(held, where)
-            held = [_cut(piece, room, size)] if rest else []
-        room = -rest if rest < 0 else size - rest
-    if held:
-        yield _joined(held, where)
-
-
-def _joined(pieces: list[Batch], where: str) -> Batch:
-    if len(pieces) == 1:
-        return pieces[0]
-    for name in pieces[0]:
-        shapes = sorted({piece[name].shape[1:] for piece in pieces})
-        if len(shapes) > 1:
-            what = f"input {name!r}: samples of the shapes {listed([list(s) for s in shapes])} in one batch"
-            raise DataError(what, where=where, hint="use batches of 1, or pad the samples to one shape")
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-
-
-def _rows(batch: Batch) -> int:
-    return len(next(iter(batch.values())))
-
-
-def _cut(batch: Batch, start: int, stop: int) -> Batch:
-    return {name: array[start:stop] for name, array in batch.items()}
 
 
 def open_data(source: Source, inputs: Sequence[InputSpec], *, preprocess: Preprocess | None = None) -> Samples:
@@ -273,7 +218,7 @@ def _open_iterable(source: Iterable[Any], inputs: Sequence[InputSpec]) -> Sample
     def pieces(rows: int) -> Iterator[Batch]:
         return iter(read) if read else (_piece(item, inputs, i) for i, item in enumerate(again))
 
-    count = sum(map(_rows, pieces(1))) if known else None
+    count = sum(map(rows_of, pieces(1))) if known else None
     return Samples(inputs, pieces, where="DATA", count=count)
 
 
