@@ -1,4 +1,6 @@
-"""What one operator costs in ONNX Runtime in float and in integers, on one thread: the numbers behind qcomp/costs.py.
+"""What one operator costs in ONNX Runtime in float and in integers, on one thread.
+
+These are the numbers behind ``qcomp/precision/costs.py``.
 
 An operator's time is the slope between models with few and with many copies of it, so that the fixed cost of a run
 (the call, inputs and outputs, conversions at the ends) drops out: copies in a row where input and output have one
@@ -18,7 +20,8 @@ import onnxruntime as ort
 import zoo
 from operator_cases import Case, cases
 
-from qcomp import costs, files
+from qcomp import files
+from qcomp.precision import costs
 
 FEW, MANY = 2, 8
 BLOCK_SECONDS = 0.004

@@ -2,8 +2,8 @@
 
 An operator with no integer form, of a shape that no integer kernel takes, matched by ``keep``, or that adds a mask so
 large that every other value would become one integer, stays in float. Of the others, integers are chosen where the
-whole graph becomes fastest: each operator costs what `qcomp.costs` says in float and in integers, each edge between
-the two a conversion, and the least sum is a minimum cut (`qcomp.minimum_cut`).
+whole graph becomes fastest: each operator costs what `qcomp.precision.costs` says in float and in integers, each edge
+between the two a conversion, and the least sum is a minimum cut (`qcomp.precision.minimum_cut`).
 
 The reason for float is noted in the node's metadata under ``qcomp.float``, where insert-qdq and the summary read it.
 """
@@ -17,9 +17,10 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import costs, graph, integer_form, minimum_cut, operators, units
+from qcomp import graph, operators, units
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.pipeline import Pass
+from qcomp.precision import costs, integer_form, minimum_cut
 from qcomp.qdq import FLOAT_REASON, why_float
 
 logger = logging.getLogger(__name__)

@@ -20,11 +20,12 @@ from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import float_islands, graph, integer_form, operators, qdq, scale_groups, units
+from qcomp import float_islands, graph, operators, qdq, scale_groups, units
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.linear_qdq import LinearWriter
 from qcomp.operators import Role
 from qcomp.pipeline import Pass
+from qcomp.precision import integer_form
 from qcomp.quantization import qtype
 from qcomp.quantization.qparams import QParams
 

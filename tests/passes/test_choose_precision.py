@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from qcomp import costs, graph, minimum_cut, operators, qdq
+from qcomp import graph, operators, qdq
 from qcomp.calibration.observers import Statistics
-from qcomp.costs import Cost
 from qcomp.passes.choose_precision import ChoosePrecision
+from qcomp.precision import costs, minimum_cut
+from qcomp.precision.costs import Cost
 from qcomp.units import bias_add
 
 
