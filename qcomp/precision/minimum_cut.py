@@ -1,8 +1,8 @@
 """Which operators should run in integers so that the whole graph is fastest: a minimum cut.
 
 Each operator costs what `qcomp.precision.costs` says in float and in integers; each value between the two is converted
-once. The assignment with the least sum is a minimum cut of a network whose source side is float and whose sink side is integer
-(Picard and Queyranne 1980, "On the structure of all minimum cuts in a network", give the construction).
+once. The assignment with the least sum is a minimum cut of a network whose source side is float and whose sink side is
+integer (Picard and Queyranne 1980, "On the structure of all minimum cuts in a network", give the construction).
 
 Integers are preferred where it is close: they also make the weights four times smaller and the graph uniform.
 """
