@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -212,3 +213,15 @@ def test_demo_and_the_commands_that_it_prints(tmp_path, monkeypatch):
 def test_all_output_fits_80_columns_but_commands(tmp_path):
     text = ok("demo", "-o", tmp_path / "demo")
     assert max(map(len, text.replace(str(tmp_path), "").splitlines())) <= 80
+
+
+def test_how_to_run_it_names_the_preprocessing(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        image.fromarray(np.full((8, 8), 40 * i, "uint8")).save(tmp_path / "photos" / f"{i}.png")
+    command = ("compile", digits.load("cnn"), "-o", tmp_path / "q.onnx", "--data", tmp_path / "photos")
+    text = ok(*command, "--preprocess", "unit", "--resize", "crop")
+    advised = next(line for line in text.splitlines() if line.strip().startswith("qcomp run"))
+    assert "--preprocess unit --resize crop" in advised
+    ok(*shlex.split(advised)[1:-1], tmp_path / "outputs.npz")

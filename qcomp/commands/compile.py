@@ -74,7 +74,7 @@ def command(
     compiled = _compile(model, data, out, guard, line, shown=not settings.verbose)
     if report is not None:
         _write_report(compiled, report)
-    _show(compiled, model, data.data, guard, every=settings.verbose)
+    _show(compiled, model, data, guard, every=settings.verbose)
 
 
 def _write_report(compiled: Compiled, place: Path) -> None:
@@ -119,14 +119,14 @@ def _compile(
         )
 
 
-def _show(compiled: Compiled, model: str, data: str | None, guard: float | None, *, every: bool) -> None:
+def _show(compiled: Compiled, model: str, data: DataOptions, guard: float | None, *, every: bool) -> None:
     from qcomp import runtime
     from qcomp.report import compilation
 
     compilation.show(compiled.report, name=Path(model).name, bound=guard, every=every)
     main = compiled.files[0]
     if main.suffix == ".onnx":
-        compilation.show_use(main, [spec.name for spec in runtime.input_specs(compiled.model)], data)
+        compilation.show_use(main, [spec.name for spec in runtime.input_specs(compiled.model)], data.arguments())
 
 
 def _print_passes(line: dict[str, Any]) -> None:

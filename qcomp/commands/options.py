@@ -52,6 +52,12 @@ class DataOptions:
             if value is not None and value < least:
                 raise OptionError(f"{value} is too few", where=f"--{option}", hint=f"give {least} or more")
 
+    def arguments(self) -> list[str]:
+        """DATA and the image options as they were given, for a command that reads the same samples."""
+        images = ("preprocess", "mean", "std", "scale", "size", "layout", "resize")
+        given = [(name, getattr(self, name)) for name in images if getattr(self, name) is not None]
+        return ["--data", self.data or "DATA", *(part for name, value in given for part in (f"--{name}", str(value)))]
+
     def preprocessing(self) -> Preprocess | None:
         """How images become inputs; None where no option says so.
 

@@ -106,10 +106,10 @@ def _show_warnings(report: Report, bound: float | None) -> None:
             click.echo(f"  {remedy}")
 
 
-def show_use(out: Path, inputs: Sequence[str], data: str | None) -> None:
+def show_use(out: Path, inputs: Sequence[str], data: Sequence[str]) -> None:
     """Print how to run the result, to be copied: lines are never broken."""
     feeds = ", ".join(f"{name!r}: ..." for name in inputs)
-    command = ["qcomp", "run", str(out), "--data", data or "DATA", "-o", "outputs.npz"]
+    command = ["qcomp", "run", str(out), *data, "-o", "outputs.npz"]
     click.echo(f"\nRun it:\n  {shlex.join(command)}\nor in Python:")
     click.echo("  import onnxruntime")
     click.echo(f"  session = onnxruntime.InferenceSession({str(out)!r})")
