@@ -43,6 +43,7 @@ LOSS = 0.5
 
 Top-1 of 500 images moves by 0.2 points with each image, so a loss counts only beyond one standard error: of the
 samples that only one of the two models gets right, the root may fall to either side by chance."""
+SLOWER_IN_INTEGERS = "mnist_cntk_opt"
 ALL_INTEGER = pipeline.preset(1).replace("choose-precision", "choose-precision{by=all}")
 """-O1 without the choice by cost: on tiny models some operators are rightly left in float."""
 
@@ -103,7 +104,8 @@ def outcome(name: str) -> tuple[zoo.Outcome, zoo.Outcome]:
 
 @pytest.mark.parametrize("name", CNNS)
 def test_no_float_operator_is_left_between_the_ends(name: str, tmp_path: Path) -> None:
-    model = compiled(name, ALL_INTEGER).model
+    """By default, but for a model so small that integers would be slower: it is asked for them."""
+    model = (compiled(name, ALL_INTEGER) if name == SLOWER_IN_INTEGERS else compiled(name)).model
     found = optimized(model, tmp_path)
     ends = {str(v.name) for v in (*model.graph.inputs, *model.graph.outputs)}
     left = [node for node in found.float_nodes if not {*node.input, *node.output} & ends]
@@ -113,10 +115,9 @@ def test_no_float_operator_is_left_between_the_ends(name: str, tmp_path: Path) -
     assert [node.op_type for node in last] in (["DequantizeLinear"], ["QGemm"])
 
 
-@pytest.mark.parametrize("name", CNNS[:4])
-def test_choosing_by_cost_keeps_ordinary_cnns_in_integers(name: str) -> None:
-    report = compiled(name).report
-    assert report.macs_quantized > 0.9
+def test_integers_are_not_chosen_where_they_would_be_slower() -> None:
+    report = compiled(SLOWER_IN_INTEGERS).report
+    assert not report.quantized
     assert all(operator.reason for operator in report.in_float)
 
 
