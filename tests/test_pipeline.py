@@ -8,22 +8,10 @@ from typing import Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_pass import Plain
 
 from qcomp import pipeline, registry
 from qcomp.errors import OptionError
-from qcomp.pipeline import Pass
-
-
-@dataclass(frozen=True)
-class Plain(Pass):
-    """No options, changes nothing."""
-
-    @classmethod
-    def name(cls) -> str:
-        return cls.__name__.lower()
-
-    def run(self, model, stats):
-        return False
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import small_graphs as small
+from plain_pass import Plain
 
 from qcomp import files, pipeline
 from qcomp.calibration.observers import ChannelMean, Distribution, Observation, Statistics
 from qcomp.errors import PassError
 from qcomp.pipeline import Hooks, Pass
-
-
-@dataclass(frozen=True)
-class Plain(Pass):
-    """No options, changes nothing."""
-
-    @classmethod
-    def name(cls) -> str:
-        return cls.__name__.lower()
-
-    def run(self, model, stats):
-        return False
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows_of_three import F32, IDS, X, rows, spec
 
 from qcomp.calibration.data import InputSpec, open_data
-
-F32 = np.dtype("float32")
-X = InputSpec("x", F32, ("N", 3))
-IDS = InputSpec("ids", np.dtype("int64"), ("N", None))
-
-
-def spec(dtype="float32", shape=("N", 3), name="x"):
-    return InputSpec(name, np.dtype(dtype), shape)
-
-
-def rows(n, *, start=0):
-    return np.arange(start * 3, (start + n) * 3, dtype=F32).reshape(n, 3)
 
 
 def joined(samples, batch=4, limit=None, name="x"):

@@ -7,22 +7,11 @@ import zipfile
 
 import numpy as np
 import pytest
+from rows_of_three import F32, IDS, X, rows, spec
 
 from qcomp.calibration import arrays
-from qcomp.calibration.data import InputSpec, Preprocess, open_data
+from qcomp.calibration.data import Preprocess, open_data
 from qcomp.errors import DataError, OptionError
-
-F32 = np.dtype("float32")
-X = InputSpec("x", F32, ("N", 3))
-IDS = InputSpec("ids", np.dtype("int64"), ("N", None))
-
-
-def spec(dtype="float32", shape=("N", 3), name="x"):
-    return InputSpec(name, np.dtype(dtype), shape)
-
-
-def rows(n, *, start=0):
-    return np.arange(start * 3, (start + n) * 3, dtype=F32).reshape(n, 3)
 
 
 def refused(source, *inputs, match, error=DataError, batch=4, limit=None, **options):
