@@ -66,21 +66,7 @@ class CorrectBias(Pass):
 
 
 def _last(node: ir.Node) -> ir.Node:
-    return units.bias_add(node) or _dequantized_bias_add(node) or node
-
-
-def _dequantized_bias_add(node: ir.Node) -> ir.Node | None:
-    """The Add of a MatMul's bias once both are quantized."""
-    if not graph.is_op(node, "MatMul") or qdq.read(node.inputs[1]) is None:
-        return None
-    user = graph.only_user(node.outputs[0])
-    if user is None or not graph.is_op(user, "Add"):
-        return None
-    bias = next(v for v in user.inputs if v is not node.outputs[0])
-    found = qdq.read(bias)
-    constant = graph.constant_tensor(found.source if found is not None else bias)
-    channels = (graph.static_shape(node.outputs[0]) or (None,))[-1]
-    return user if constant is not None and tuple(constant.shape) == (channels,) else None
+    return units.bias_add(node) or units.quantized_bias_add(node) or node
 
 
 def _bias_value(node: ir.Node) -> ir.Value | None:

@@ -6,6 +6,8 @@ Every operator without a reason to stay in float gets its activations, weight an
 - weights symmetric per output channel, kept in float behind their QuantizeLinear until a later pass rounds them;
 - biases as int32 with the scale ``x_scale * w_scale``, which must hold them: where it is too fine (dead channels),
   that channel's weight scale grows;
+- with ``dyadic``, scales such that every ``x_scale * w_scale / y_scale`` is a dyadic number ``m / 2^c``: integers
+  alone can then compute what the graph says, with no second rounding of the weights (see `qcomp.quantization.dyadic`);
 - a Relu or Clip that only bounds what an operator computes is absorbed by the quantized range;
 - Pad, and a Relu or Clip whose input others read too, stand on the integers, of 8 bits: for 16 ONNX Runtime has no
   kernel, and they stay between DequantizeLinear and QuantizeLinear.
@@ -44,6 +46,9 @@ class InsertQdq(Pass):
         weight_ranges: ``mse`` searches each channel's range, ``minmax`` takes its largest weight; ``auto`` searches
             below 8 bits.
         per_channel: a scale for each output channel of a weight; else one for the tensor.
+        dyadic: choose scales whose ratios are dyadic numbers, for integer-only forms; else free ones.
+        portable: weights whose products processors without 8-bit dot products add without saturation: in 7 bits, or
+            proved safe as they are.
     """
 
     weights: str = "int8"
@@ -51,6 +56,8 @@ class InsertQdq(Pass):
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     weight_ranges: Literal["auto", "minmax", "mse"] = "auto"
     per_channel: bool = True
+    dyadic: bool = True
+    portable: bool = False
     tolerance: ClassVar[float | None] = None
 
     def observe(self, model: ir.Model) -> Iterable[Observation]:
@@ -64,13 +71,13 @@ class InsertQdq(Pass):
         weight_type = qtype.parse_weight(self.weights, "insert-qdq{weights}")
         search = self.weight_ranges == "mse" or (self.weight_ranges == "auto" and weight_type.bits < 8)
         writer = qdq.Writer(model.graph)
-        linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel)
+        linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel, portable=self.portable)
         nodes = _in_integers(model)
         if self.activations is None:
             return linear.weights_only(nodes)
         activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
         finder = scale_groups.Ranges(stats, self.ranges, activation_type)
-        _Insertion(model.graph, nodes, writer, linear, bits=activation_type.bits).run(finder)
+        _Insertion(model.graph, nodes, writer, linear, bits=activation_type.bits).run(finder, dyadic=self.dyadic)
         float_islands.shield(writer)
         return bool(nodes)
 
@@ -109,11 +116,16 @@ class _Insertion:
         self.scales: dict[int, qdq.Scale] = {}
         self.integers: dict[int, ir.Value] = {}
         """The quantized tensor of each value, by the value's id."""
+        self.dyadic_scales: dict[int, float] = {}
+        """The scale of each value, by the value's id, where those of the weights are to make its ratios dyadic."""
 
-    def run(self, finder: scale_groups.Ranges) -> None:
+    def run(self, finder: scale_groups.Ranges, *, dyadic: bool) -> None:
         values = self._quantized_values()
         compute = [n for n in self.nodes if id(n) not in self.bias_adds and id(n) not in self.absorbed]
         params = scale_groups.assign(values, compute, finder)
+        if dyadic:
+            scale_groups.align(params, compute, self._result)
+            self.dyadic_scales = {key: float(found.scale) for key, (found, _) in params.items()}
         shared: dict[int, qdq.Scale] = {}
         for value in values:
             found, first = params[id(value)]
@@ -165,7 +177,7 @@ class _Insertion:
             return
         last, result = self._last(node), self._result(node)  # a quantized weight no longer shows what is its bias
         if operators.role(node) is Role.LINEAR:
-            self.linear.quantize(node, last)
+            self.linear.quantize(node, last, self.dyadic_scales.get(id(result)))
         if len(node.outputs) > 1:
             for out in node.outputs:
                 if id(out) in self.scales:

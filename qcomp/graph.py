@@ -7,7 +7,7 @@ walk of our own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,7 @@ import onnx_ir as ir
 from qcomp.errors import ModelError
 
 Array = np.ndarray[Any, np.dtype[Any]]
+T = TypeVar("T")
 
 QUANTIZED = "_quantized"
 DEQUANTIZED = "_dequantized"
@@ -59,7 +60,7 @@ def shape_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
     return tuple(d for d in tensor.shape if isinstance(d, int))
 
 
-def reading(tensor: ir.TensorProtocol, function: Callable[[Array], Array]) -> Array:
+def reading(tensor: ir.TensorProtocol, function: Callable[[Array], T]) -> T:
     """What a function makes of a tensor's array; a file that was mapped for it is unmapped again.
 
     The function must not give back a view of the array.
@@ -210,11 +211,12 @@ def detach(nodes: Iterable[ir.Node]) -> None:
 def take_over(old: ir.Value, new: ir.Value) -> None:
     """Let ``new`` stand for ``old`` everywhere, graph outputs and the name included.
 
-    ``old`` must be removed by the caller; ``new`` keeps ``old``'s name, so that outputs and statistics are found.
+    ``old`` must be removed by the caller; ``new`` keeps ``old``'s name and metadata, so that it is found.
     """
     name, shape, kind = old.name, old.shape, old.type
     old.replace_all_uses_with(new, replace_graph_outputs=True)
     old.name = f"{name}_removed"
+    new.metadata_props.update(old.metadata_props)
     new.name, new.shape, new.type = name, shape or new.shape, kind or new.type
 
 

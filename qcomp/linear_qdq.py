@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -10,12 +11,30 @@ import onnx_ir as ir
 from qcomp import graph, operators, qdq
 from qcomp.errors import ModelError
 from qcomp.graph import Array
-from qcomp.quantization import ranges
+from qcomp.quantization import ranges, weight_scales
 from qcomp.quantization.qparams import TINY, QParams
 from qcomp.quantization.qtype import QType
+from qcomp.quantization.saturation import saturates
 
 BIAS_LIMIT = 1 << 30
 """The largest magnitude of an int32 bias: half of the range is left to the products."""
+PORTABLE = QType(7, signed=True, narrow=True)
+"""Two products of a uint8 and such a weight add up to at most 2 * 255 * 63, which int16 holds."""
+
+
+@dataclass(frozen=True)
+class _Use:
+    """What the scale of a weight depends on beside the weight.
+
+    Args:
+        bias_steps: the magnitude of the bias over the activation's scale, float64 ``(channels,)``; empty without one.
+        ratio: the result's scale over the activation's; None where the weight's scale is free.
+        largest_input: the largest magnitude of the activation's integers less their zero point.
+    """
+
+    bias_steps: Array = field(default_factory=lambda: np.zeros(0))
+    ratio: float | None = None
+    largest_input: int = 255
 
 
 class LinearWriter:
@@ -26,25 +45,30 @@ class LinearWriter:
         qtype: the narrow, signed type of the weights.
         search: search each channel's range for the least squared error.
         per_channel: a scale for each output channel where the operator allows it.
+        portable: 7 bits where 8 are not proved to be exact on every processor.
     """
 
-    def __init__(self, writer: qdq.Writer, qtype: QType, *, search: bool, per_channel: bool) -> None:
+    def __init__(
+        self, writer: qdq.Writer, qtype: QType, *, search: bool, per_channel: bool, portable: bool = False
+    ) -> None:
         self._writer, self._qtype, self._search, self._per_channel = writer, qtype, search, per_channel
+        self._portable = portable
         self._done: dict[tuple[int, int | None, bytes], ir.Value] = {}
 
     def weights_only(self, nodes: Iterable[ir.Node]) -> bool:
         """Quantize the weights and nothing else; say whether there were any."""
         found = [n for n in nodes if operators.weight_of(n) is not None]
         for node in found:
-            self._quantize_weight(node, np.zeros(0, np.float32))
+            self._quantize_weight(node, _Use())
         return bool(found)
 
-    def quantize(self, node: ir.Node, last: ir.Node) -> None:
+    def quantize(self, node: ir.Node, last: ir.Node, result_scale: float | None = None) -> None:
         """Quantize the weight of a node whose activation is dequantized already, and its bias.
 
         Args:
             node: a linear operator.
             last: the node, or the Add of a MatMul's bias.
+            result_scale: the scale of its result, for a weight scale whose ratio to it is dyadic; None chooses freely.
         """
         if operators.weight_of(node) is None:
             return
@@ -52,11 +76,11 @@ class LinearWriter:
         assert activation is not None
         index, bias = _bias(node, last)
         array = _zeros(node) if bias is None else graph.constant(bias)
-        if last is not node and not _becomes_gemm(node):
-            array = None
         scale = float(activation.scale.reshape(()))
-        params = self._quantize_weight(node, np.zeros(0) if array is None else np.abs(array).astype("f8") / scale)
-        if array is not None:
+        steps = np.zeros(0) if array is None else np.abs(array).astype("f8") / scale
+        ratio = None if result_scale is None else result_scale / scale
+        params = self._quantize_weight(node, _Use(steps, ratio, activation.largest))
+        if array is not None and (last is node or _becomes_gemm(node)):
             name = f"{node.outputs[0].name}_bias" if bias is None else str(bias.name)
             last.resize_inputs(max(len(last.inputs), index + 1))
             last.replace_input_with(index, self._bias(array, scale, params, name))
@@ -70,12 +94,8 @@ class LinearWriter:
         value = self._writer.constant(integers, f"{name}_rounded")
         return self._writer.dequantize(value, shared, name)
 
-    def _quantize_weight(self, node: ir.Node, bias_steps: Array) -> QParams:
+    def _quantize_weight(self, node: ir.Node, use: _Use) -> QParams:
         """Put Q and DQ between a weight and the node; weights that several nodes share are quantized once a scale.
-
-        Args:
-            node: the linear operator.
-            bias_steps: the magnitude of the bias over the activation's scale, per channel; empty without one.
 
         Raises:
             ModelError: the weight or the bias holds NaN or infinity.
@@ -85,31 +105,55 @@ class LinearWriter:
         assert weight is not None
         assert tensor is not None
         axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._per_channel else None
-        reach = self._needed_reach(tensor, axis, bias_steps)
-        if not np.isfinite(reach).all():
+        try:
+            params = graph.reading(tensor, lambda array: self._choose(_rows(array, axis), use, axis))
+        except ValueError as error:
             what, hint = "its weight or bias holds NaN or infinity", "correct it, or keep the operator in float"
-            raise ModelError(what, where=graph.describe(node), hint=hint)
-        params = QParams.symmetric(reach, self._qtype, axis)
+            raise ModelError(what, where=graph.describe(node), hint=hint) from error
         key = (id(weight), axis, params.scale.tobytes())
         if key not in self._done:
             scale, name = self._writer.scale(params, str(weight.name)), str(weight.name)
             value = self._writer.quantize(weight, scale, name)
-            value = self._writer.clip(value, self._qtype.qmin, self._qtype.qmax, scale, name)
+            value = self._writer.clip(value, params.qtype.qmin, params.qtype.qmax, scale, name)
             self._done[key] = self._writer.dequantize(value, scale, name)
         node.replace_input_with(1, self._done[key])
         return params
 
-    def _needed_reach(self, tensor: ir.TensorProtocol, axis: int | None, bias_steps: Array) -> Array:
-        """The magnitude that the weights are quantized up to, and no less than what lets int32 hold the bias."""
-        reach = graph.reading(tensor, lambda array: self._reach(array, axis))
-        if bias_steps.size:
-            needed = bias_steps / BIAS_LIMIT * self._qtype.qmax
-            reach = np.maximum(reach, needed.max(keepdims=True) if axis is None else needed)
-        return reach
+    def _choose(self, rows: Array, use: _Use, axis: int | None) -> QParams:
+        """The parameters of a weight; in portable mode of fewer bits where its integers could saturate.
 
-    def _reach(self, array: Array, axis: int | None) -> Array:
-        rows = array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
-        return ranges.weight_reach(rows, self._qtype, search=self._search)
+        Raises:
+            ValueError: NaN or infinity.
+        """
+        params = self._params(rows, use, self._qtype, axis)
+        if not self._portable or self._qtype.bits <= PORTABLE.bits:
+            return params
+        by_row = QParams(self._qtype, np.ravel(params.scale), np.ravel(params.zero_point), 0)
+        unsafe = params.scale.ndim == 0 or saturates(by_row.quantize(rows))
+        return self._params(rows, use, PORTABLE, axis) if unsafe else params
+
+    def _params(self, rows: Array, use: _Use, qtype: QType, axis: int | None) -> QParams:
+        reach = ranges.weight_reach(rows, qtype, search=self._search or qtype is not self._qtype)
+        needed = use.bias_steps / BIAS_LIMIT * qtype.qmax if use.bias_steps.size else np.zeros(1)
+        needed = needed.max(keepdims=True) if axis is None else np.broadcast_to(needed, reach.shape)
+        reach = np.maximum(reach, needed)
+        if not np.isfinite(reach).all():
+            raise ValueError("NaN or infinity")
+        if use.ratio is None:
+            return QParams.symmetric(reach, qtype, axis)
+        wanted, least, steps = reach / qtype.qmax, needed / qtype.qmax, use.bias_steps
+        if axis is None and steps.size:
+            steps = steps.max(keepdims=True)
+        found = weight_scales.dyadic_scales(
+            rows, wanted, least, qtype, ratio=use.ratio, largest_input=use.largest_input, bias_steps=steps
+        )
+        found = found.reshape(() if axis is None else found.shape)
+        return QParams(qtype, found, np.zeros(found.shape, qtype.container), axis)
+
+
+def _rows(array: Array, axis: int | None) -> Array:
+    """A copy-free view where that is possible: a row for each output channel, or one for the tensor."""
+    return array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
 
 
 def _zeros(node: ir.Node) -> Array | None:

@@ -18,6 +18,7 @@ class Role(Enum):
 
     LINEAR = "weights per channel, an int32 accumulator, requantized"
     ARITHMETIC = "activations in, one activation out, each with a scale of its own"
+    UNARY = "a function of one activation, element by element: a table of its integers"
     SAME_SCALE = "moves or compares integers: input and output share one scale"
     ON_INTEGERS = "as SAME_SCALE, and stands on the integers themselves in the Q/DQ graph"
     CONCAT = "moves integers of several inputs into one output"
@@ -40,6 +41,7 @@ class Operator:
 
 
 _SAME = Operator(Role.SAME_SCALE)
+_UNARY = Operator(Role.UNARY)
 _PAIR = Operator(Role.ARITHMETIC, inputs=(0, 1))
 
 TABLE: dict[str, Operator] = {
@@ -51,9 +53,9 @@ TABLE: dict[str, Operator] = {
     "Mul": _PAIR,
     "AveragePool": Operator(Role.ARITHMETIC),
     "GlobalAveragePool": Operator(Role.ARITHMETIC),
-    "LeakyRelu": Operator(Role.ARITHMETIC),
-    "Sigmoid": Operator(Role.ARITHMETIC),
+    "ReduceMean": Operator(Role.ARITHMETIC),
     "Softmax": Operator(Role.ARITHMETIC),
+    "LayerNormalization": Operator(Role.ARITHMETIC),
     "Concat": Operator(Role.CONCAT, inputs=None),
     "Relu": Operator(Role.CLAMP),
     "Clip": Operator(Role.CLAMP),
@@ -62,8 +64,24 @@ TABLE: dict[str, Operator] = {
         ("MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Resize"), _SAME
     ),
     **dict.fromkeys(("Expand", "Tile", "DepthToSpace", "SpaceToDepth", "Identity", "GlobalMaxPool"), _SAME),
+    **dict.fromkeys(("Gather", "ArgMax", "ArgMin"), _SAME),
+    **dict.fromkeys(
+        ("Sigmoid", "HardSigmoid", "Tanh", "Erf", "Exp", "Log", "Sqrt", "Reciprocal", "Neg", "Abs"), _UNARY
+    ),
+    **dict.fromkeys(("LeakyRelu", "PRelu", "Elu", "Celu", "Selu", "Softplus", "Softsign", "Mish", "Swish"), _UNARY),
+    **dict.fromkeys(("HardSwish", "Gelu", "Sin", "Cos", "Floor", "Ceil", "Round"), _UNARY),
 }
 """The operators with an integer form."""
+
+WITH_SCALAR: dict[str, Operator] = {
+    "Sub": Operator(Role.UNARY, inputs=(0, 1)),
+    "Div": Operator(Role.UNARY, inputs=(0, 1)),
+    "Pow": Operator(Role.UNARY, inputs=(0, 1)),
+}
+"""Those that have one where one of their two operands is a constant of one element."""
+
+GIVES_INDICES = frozenset({"ArgMax", "ArgMin"})
+"""What gives positions: the same ones for integers as for the values they stand for."""
 
 FIXED_RANGES: dict[str, tuple[float, float]] = {
     "Softmax": (0.0, 1.0),
@@ -88,7 +106,11 @@ def least_output(node: ir.Node | None) -> float | None:
 
 def find(node: ir.Node) -> Operator | None:
     """The row of a node; None where it has no integer form."""
-    return TABLE.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type in WITH_SCALAR:
+        return WITH_SCALAR[node.op_type] if any(graph.scalar(v) is not None for v in node.inputs) else None
+    return TABLE.get(node.op_type)
 
 
 def role(node: ir.Node | None) -> Role | None:
@@ -99,7 +121,7 @@ def role(node: ir.Node | None) -> Role | None:
 
 def computes(node: ir.Node | None) -> bool:
     """Whether a node gives new values, with a scale of their own, rather than moves or bounds those it reads."""
-    return role(node) in (Role.LINEAR, Role.ARITHMETIC)
+    return role(node) in (Role.LINEAR, Role.ARITHMETIC, Role.UNARY)
 
 
 def matching(node: ir.Node, patterns: Sequence[str]) -> str | None:
@@ -110,7 +132,8 @@ def matching(node: ir.Node, patterns: Sequence[str]) -> str | None:
 
 def handles_floats(node: ir.Node) -> bool:
     """Whether all activations that an operator of the table reads, and all it computes, are float32 tensors."""
-    return all(graph.is_float(v) for v in (*(v for _, v in activations(node)), *node.outputs))
+    made = [] if node.op_type in GIVES_INDICES else node.outputs
+    return all(graph.is_float(v) for v in (*(v for _, v in activations(node)), *made))
 
 
 def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
@@ -119,9 +142,10 @@ def activations(node: ir.Node) -> list[tuple[int, ir.Value]]:
     if row is None:
         return []
     indices = range(len(node.inputs)) if row.inputs is None else row.inputs
-    return [
-        (i, v) for i in indices if i < len(node.inputs) and (v := node.inputs[i]) is not None and not is_weight(node, i)
-    ]
+    found = [(i, v) for i in indices if i < len(node.inputs) and (v := node.inputs[i]) is not None]
+    if row.role is Role.UNARY:
+        return [(i, v) for i, v in found if graph.constant_tensor(v) is None]
+    return [(i, v) for i, v in found if not is_weight(node, i)]
 
 
 def is_weight(node: ir.Node, index: int) -> bool:
@@ -184,3 +208,17 @@ def macs(node: ir.Node) -> int:
     transposed = node.op_type == "Gemm" and graph.attribute(node, "transB", 0)
     inner = weight[-1] if transposed or len(weight) == 1 else weight[-2]
     return positions * (inner or 1)
+
+
+def averaged(node: ir.Node) -> int | None:
+    """How many elements a GlobalAveragePool or ReduceMean averages; None where that is not static."""
+    shape = graph.static_shape(node.inputs[0])
+    if shape is None:
+        return None
+    axes: Sequence[int] = range(2, len(shape))
+    if node.op_type == "ReduceMean":
+        given = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        nothing = bool(graph.attribute(node, "noop_with_empty_axes", 0))
+        axes = [int(a) for a in given] if given is not None and given.size else [] if nothing else range(len(shape))
+    sizes = [shape[axis] for axis in axes]
+    return None if None in sizes else int(np.prod([d for d in sizes if d is not None], dtype=np.int64))

@@ -137,6 +137,14 @@ class Reader:
         return np.zeros(self.scale.shape, np.int8) if array is None else array
 
     @property
+    def largest(self) -> int:
+        """The largest magnitude of the integers less their zero point."""
+        info = np.iinfo(self.zero_point.dtype)
+        low, high = self.bounds or (int(info.min), int(info.max))
+        zero = self.zero_point.astype(np.int64)
+        return int(np.maximum(high - zero, zero - low).max())
+
+    @property
     def bounds(self) -> tuple[int, int] | None:
         """The bounds of the integer Clip."""
         if self.clip is None:

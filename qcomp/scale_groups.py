@@ -1,18 +1,25 @@
-"""Which quantized values share one scale, and the scale of each group, from the statistics."""
+"""Which quantized values share one scale, and the scale of each group, from the statistics.
+
+Where nothing but activations decide the factor of a requantization (``x_scale * y_scale / out_scale`` of a product,
+``x_scale / out_scale / count`` of a mean), the scale of the result is chosen so that the factor is dyadic. That of a
+linear operator with weights follows from the weights' scales, see `qcomp.linear_qdq`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import networkx as nx
+import numpy as np
 import onnx_ir as ir
 
 from qcomp import graph, operators
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import CalibrationError
 from qcomp.operators import Role
-from qcomp.quantization import ranges
+from qcomp.quantization import dyadic, ranges
 from qcomp.quantization.qparams import QParams
 from qcomp.quantization.qtype import QType
 from qcomp.quantization.ranges import Range
@@ -78,6 +85,50 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
         params = QParams.asymmetric(*_union(finder.of(v, clip=not decides) for v in sources), finder.qtype)
         found.update({id(v): (params, ordered[0]) for v in ordered})
     return found
+
+
+def align(found: dict[int, tuple[QParams, ir.Value]], nodes: Iterable[ir.Node], result: Result) -> None:
+    """Enlarge scales, in place, until the factors of products and means of activations are dyadic.
+
+    A scale that several computing operators share is left to the weights of the others.
+
+    Args:
+        found: what `assign` gave.
+        nodes: the computing operators, in the order of the graph.
+        result: the value that stands for what a node computes.
+    """
+    computing = [node for node in nodes if operators.computes(node)]
+    makers = Counter(id(found[id(out)][0]) for node in computing if id(out := result(node)) in found)
+    members: dict[int, list[int]] = {}
+    for key, (params, _) in found.items():
+        members.setdefault(id(params), []).append(key)
+    for node in computing:
+        inputs = [found[id(v)][0] for _, v in operators.activations(node) if id(v) in found]
+        factor, old = _factor(node, inputs), found.get(id(result(node)), (None,))[0]
+        if factor is None or old is None or makers[id(old)] > 1 or any(p is old for p in inputs):
+            continue
+        new = _enlarged(old, factor)
+        makers[id(new)], members[id(new)] = 1, members[id(old)]
+        found.update((key, (new, found[key][1])) for key in members[id(old)])
+
+
+Result = Callable[[ir.Node], ir.Value]
+
+
+def _factor(node: ir.Node, inputs: list[QParams]) -> float | None:
+    """What the accumulator of a product or a mean of activations stands for, in real numbers."""
+    if node.op_type in ("MatMul", "Mul") and len(inputs) == 2:
+        return float(inputs[0].scale) * float(inputs[1].scale)
+    count = operators.averaged(node) if node.op_type in ("GlobalAveragePool", "ReduceMean") else None
+    return None if count is None else float(inputs[0].scale) / count
+
+
+def _enlarged(old: QParams, factor: float) -> QParams:
+    """The parameters with the next larger scale by which the factor over it is dyadic."""
+    steps = np.floor(factor / float(old.scale) * 2.0**dyadic.SHIFT)
+    if not 1 <= steps <= dyadic.LARGEST_MULTIPLIER:
+        return old
+    return replace(old, scale=np.asarray(factor / steps * 2.0**dyadic.SHIFT, np.float32))
 
 
 def _copies(node: ir.Node) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcomp import graph, operators
+from qcomp import graph, operators, qdq
 
 
 def bias_add(node: ir.Node) -> ir.Node | None:
@@ -23,6 +23,20 @@ def bias_add(node: ir.Node) -> ir.Node | None:
     other = user.inputs[1] if user.inputs[0] is node.outputs[0] else user.inputs[0]
     bias, shape = graph.constant_tensor(other), graph.static_shape(weight)
     return user if bias is not None and shape is not None and tuple(bias.shape) == (shape[1],) else None
+
+
+def quantized_bias_add(node: ir.Node) -> ir.Node | None:
+    """As `bias_add`, where the weight stands behind a DequantizeLinear; the bias may be float still."""
+    if not graph.is_op(node, "MatMul") or qdq.read(node.inputs[1]) is None:
+        return None
+    user = graph.only_user(node.outputs[0])
+    if user is None or not graph.is_op(user, "Add"):
+        return None
+    bias = next(v for v in user.inputs if v is not node.outputs[0])
+    found = qdq.read(bias)
+    constant = graph.constant_tensor(found.source if found is not None else bias)
+    channels = (graph.static_shape(node.outputs[0]) or (None,))[-1]
+    return user if constant is not None and tuple(constant.shape) == (channels,) else None
 
 
 def clamp_behind(value: ir.Value) -> ir.Node | None:

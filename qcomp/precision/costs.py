@@ -76,7 +76,9 @@ _MOVE: Pair = (Line(300, element=0.1), Line(300, element=0.05))
 _CONVERT = Line(220, element=0.115)
 _LAYOUTS = Line(537, element=0.19)
 _OUT_OF_PLACE = {"MaxPool": 9.5, "AveragePool": 4.7}
-_NO_KERNEL = frozenset({"ConvTranspose"})
+_NO_KERNEL = frozenset({"ConvTranspose", "LayerNormalization", "ReduceMean", "ArgMax", "ArgMin"})
+_TABLE_KERNELS = frozenset({"Sigmoid", "LeakyRelu"})
+"""The unary operators with a kernel; for the others ONNX Runtime computes in float between two conversions."""
 
 
 def elements(value: ir.Value | None) -> int:
@@ -93,6 +95,8 @@ def _size(axis: int, size: int | None) -> int:
 
 def has_kernel(node: ir.Node) -> bool:
     """Whether ONNX Runtime has an integer kernel for an operator that has an integer form."""
+    if operators.role(node) is Role.UNARY:
+        return node.op_type in _TABLE_KERNELS
     return node.op_type not in _NO_KERNEL
 
 

@@ -32,6 +32,22 @@ def why_not(node: ir.Node) -> str | None:
         return "Resize interpolates"
     if row.role is Role.ON_INTEGERS and _pads_something(node):
         return "it pads with a value that is not 0"
+    return _parameter_reason(node)
+
+
+def _parameter_reason(node: ir.Node) -> str | None:
+    """What an operator asks of its other inputs."""
+    parameters = {"LayerNormalization": (1, 2), "ReduceMean": (1,), "PRelu": (1,)}.get(node.op_type, ())
+    for index in parameters:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is not None and graph.constant_tensor(value) is None:
+            return f"its input {value.name!r} is not constant"
+    if node.op_type == "PRelu" and graph.scalar(node.inputs[1]) is None:
+        return "its slope differs between channels"
+    if node.op_type == "Gather" and graph.constant_tensor(node.inputs[0]) is not None:
+        return "it reads a table"
+    if node.op_type == "LayerNormalization" and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return "its mean or deviation is read too"
     return None
 
 
