@@ -27,7 +27,8 @@ from qcomp.errors import OptionError, PassError, QcompError, unknown
 logger = logging.getLogger(__name__)
 
 _FLOAT_REWRITES = (
-    "clean-up,fuse-layer-norm,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-average-pool,lower-conv-transpose"
+    "clean-up,fuse-layer-norm,fuse-activations,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-average-pool"
+    ",lower-conv-transpose"
 )
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
