@@ -11,6 +11,7 @@ from qcomp.commands.options import DataOptions, verbose_option
 from qcomp.errors import OptionError
 
 if TYPE_CHECKING:
+    from qcomp.calibration.data import InputSpec
     from qcomp.report.latency import Latency
     from qcomp.runtime import Feeds
 
@@ -33,19 +34,23 @@ def command(models: tuple[str, ...], runs: int, batch: int, threads: int, length
     Inputs are random floats, and ones where a model takes integers; data that resembles the real one tells more
     where the time depends on it. The machine should have nothing else to do.
     """
+    from qcomp import exactness, files, runtime
     from qcomp.report import latency
 
     options = DataOptions(data, batch=batch, threads=threads)
     if length < 1:
         raise OptionError(f"{length} is too few", where="--length", hint="give 1 or more")
-    feeds = [_feeds(model, options, length) for model in models]
+    read = [files.read(model) for model in models]
+    for name, model in zip(models, read, strict=True):
+        exactness.warn(model, Path(name).name)
+    feeds = [_feeds(runtime.input_specs(model), options, length) for model in read]
     show(latency.bench(models, feeds, runs=runs, threads=threads))
 
 
-def _feeds(model: str, options: DataOptions, length: int) -> Feeds:
+def _feeds(specs: list[InputSpec], options: DataOptions, length: int) -> Feeds:
     from qcomp.report import latency
 
-    specs, batch = latency.specs_of(model), options.batch or 1
+    batch = options.batch or 1
     if options.data is None:
         return latency.random_feeds(specs, batch=batch, length=length)
     return latency.first_batch(options.open(specs), batch)

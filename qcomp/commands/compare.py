@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -30,11 +31,12 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
     SQNR is the ratio of signal to quantization noise, in dB: 20 dB is noise of a tenth of the signal, 40 dB of a
     hundredth. A layer's noise includes that of the layers before it: look for where it drops.
     """
-    from qcomp import files, runtime
+    from qcomp import exactness, files, runtime
     from qcomp.calibration.data import load_labels
     from qcomp.report import comparison, console
 
     before, after = files.load(reference), files.read(quantized)
+    exactness.warn(after, Path(quantized).name)
     samples = data.open(runtime.input_specs(before))
     classes = None if labels is None else load_labels(labels, samples.names)
     with console.progress("Comparing") as progress:

@@ -37,6 +37,9 @@ _BACKENDS = ", ".join(registry.names("backends"))
 @click.option("--activations", metavar="TYPE", help="uint8, int8, uint16, ..., or none.  [default: uint8]")
 @click.option("--keep", multiple=True, metavar="GLOB", help="Operators to keep in float, by name or type; repeatable.")
 @click.option("--guard", type=float, metavar="DB", help="Keep layers in float until the outputs have this SQNR.")
+@click.option(
+    "--allow-float", is_flag=True, help="Where integers alone are asked for, leave in float what has no form."
+)
 @click.option("--verify", is_flag=True, help="Hold every pass to its tolerance on sample inputs.")
 @click.option("--passes", metavar="LINE", help="A line of passes in place of that of -O.")
 @click.option("--print-passes", is_flag=True, help="Print the line of passes and stop.")
@@ -134,7 +137,7 @@ def _print_passes(line: dict[str, Any]) -> None:
     from qcomp import compiler, pipeline
 
     passes_of: Callable[..., list[pipeline.Pass]] = compiler.passes_of
-    options = {name: line[name] for name in ("passes", "weights", "activations", "keep")}
+    options = {name: line[name] for name in ("passes", "weights", "activations", "keep", "allow_float")}
     steps = passes_of(line["level"], pipeline.parse_backend(line["to"]), **options)
     for step in steps:
         _print_pass(step)

@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from qcomp.report.inspection import Inspection
 
 
+_MACHINES = {
+    "everywhere": "exact on every machine",
+    "dot-product": "exact on machines with 8-bit dot products (VNNI, AMX, Arm)",
+}
+
+
 @click.command(name="inspect")
 @click.argument("model")
 @verbose_option
@@ -42,13 +48,16 @@ def command(settings: Settings, /, model: str) -> None:
 
 
 def _show_values(found: Inspection) -> None:
+    """The inputs and outputs, and where integers lie behind them, their scales and zero points."""
     from qcomp.report import console
 
-    values = console.table("", "Name", "Type", "Shape")
+    values = console.table("", "Name", "Type", "Shape", *(["Integers", "Scale", "Zero point"] if found.grids else []))
     for label, specs in (("input", found.inputs), ("output", found.outputs)):
         for spec in specs:
             kind, _, shape = str(spec).partition(" ")
-            console.row(values, label, spec.name, kind, shape)
+            grid = found.grids.get(spec.name)
+            cells = [] if grid is None else [grid.dtype, str(grid.scale), str(grid.zero_point)]
+            console.row(values, label, spec.name, kind, shape, *cells)
     console.show(values)
     click.echo()
 
@@ -60,11 +69,20 @@ def _show_counts(found: Inspection) -> None:
     facts.show_header = False
     console.row(facts, "Operators", console.counted(found.operators))
     console.row(facts, "Parameters", f"{found.parameters:,} in {console.size(found.weight_bytes)}")
-    console.row(facts, "MACs a sample", f"{found.macs:,}" + " (dynamic dimensions count as 1)" * _is_dynamic(found))
+    console.row(facts, "MACs a sample", _macs(found))
     counts = dict(Counter(kind for kind, _ in found.in_integers).most_common())
     label = "In integers" if found.quantized else "Would be quantized"
     console.row(facts, label, console.counted(counts))
+    if found.quantized:
+        console.row(facts, "Integer-only", f"no, {found.not_integer_only}" if found.not_integer_only else "yes")
+        console.row(facts, "Products", _MACHINES[found.exact])
     console.show(facts)
+
+
+def _macs(found: Inspection) -> str:
+    if found.macs is None:
+        return "not known, for want of shapes"
+    return f"{found.macs:,}" + " (dynamic dimensions count as 1)" * _is_dynamic(found)
 
 
 def _is_dynamic(found: Inspection) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
-from qcomp import files, operators, pipeline, qdq, runtime, shapes, upgrade
+from qcomp import exactness, files, graph, integer_only, operators, outer, pipeline, qdq, runtime, shapes, upgrade
 from qcomp.calibration.data import InputSpec
+from qcomp.outer import Grid
 from qcomp.report import summary
 from qcomp.report.summary import FloatOperator
 
+_CONVERT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _COUNTED = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
 
 
@@ -26,11 +30,14 @@ class Inspection:
         operators: how many of each type the file has.
         parameters: elements of its constants, those of shapes and indices left out.
         weight_bytes: the size of all constants.
-        macs: multiply-accumulates of one sample, dynamic dimensions counted as 1.
+        macs: multiply-accumulates of one sample, dynamic dimensions counted as 1; None where a shape is not known.
         quantized: whether it is a quantized model already.
         in_integers: types and names of the operators that run in integers: those that would, of a float model after
             the rewrites of the compiler; those that do, of a quantized one.
         in_float: the operators of a float model that would stay in float, and why.
+        grids: how the integers behind the inputs and outputs of a quantized model stand for real numbers, by name.
+        not_integer_only: what keeps a quantized model from computing in integers alone; None where it does.
+        exact: the machines on which the products of a quantized model are exact, as `qcomp.exactness` names them.
     """
 
     opset: int
@@ -39,10 +46,13 @@ class Inspection:
     operators: dict[str, int]
     parameters: int
     weight_bytes: int
-    macs: int
+    macs: int | None
     quantized: bool
     in_integers: list[tuple[str, str]]
     in_float: list[FloatOperator] = field(default_factory=list)
+    grids: dict[str, Grid] = field(default_factory=dict)
+    not_integer_only: str | None = None
+    exact: str = exactness.EVERYWHERE
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -53,13 +63,32 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     model = files.read(path)
     opset, counts = upgrade.opset(model), Counter(node.op_type for node in model.graph.all_nodes())
-    quantized = any(files.is_quantized(node) for node in model.graph.all_nodes())
+    quantized = any(files.is_quantized(node) for node in _all_nodes(model))
     if quantized:
         shapes.infer_shapes(model)
     else:
         model = files.load(path)
     with runtime.blaming(model):
-        return _inspection(model, opset, counts, quantized=quantized)
+        found = _inspection(model, opset, counts, quantized=quantized)
+        return _with_integers(found, model) if quantized else found
+
+
+def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    yield from model.graph.all_nodes()
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def _with_integers(found: Inspection, model: ir.Model) -> Inspection:
+    """What only a quantized model has."""
+    why = integer_only.why_not(model)
+    ours = found.in_integers if why else [_listed(node) for node in model.graph if node.op_type not in _CONVERT]
+    exact = exactness.read(model) or exactness.needed(model)
+    return replace(found, in_integers=ours, grids=outer.grids(model), not_integer_only=why, exact=exact)
+
+
+def _listed(node: ir.Node) -> tuple[str, str]:
+    return node.op_type, str(node.name)
 
 
 def _inspection(model: ir.Model, opset: int, counts: Counter[str], *, quantized: bool) -> Inspection:
@@ -72,7 +101,7 @@ def _inspection(model: ir.Model, opset: int, counts: Counter[str], *, quantized:
         dict(counts.most_common()),
         sum(tensor.size for tensor in constants if tensor.dtype not in _COUNTED),
         files.weight_bytes(model),
-        sum(operators.macs(node) for node in model.graph),
+        _macs(model),
         quantized,
         in_integers,
         in_float,
@@ -90,15 +119,33 @@ def foresee(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]
         for node in work.graph
         if operators.find(node) is not None and qdq.why_float(node) is None and operators.handles_floats(node)
     ]
-    return [(node.op_type, str(node.name)) for node in chosen], summary.in_float(work)
+    return [_listed(node) for node in chosen], summary.in_float(work)
 
 
 def _of_quantized(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]]:
     """The operators of a quantized model that run in integers."""
-    helpers = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     found = [
         node
         for node in model.graph.all_nodes()
-        if summary.is_quantized(node) or (files.is_quantized(node) and node.op_type not in helpers)
+        if summary.is_quantized(node) or (files.is_quantized(node) and node.op_type not in _CONVERT)
     ]
-    return [(node.op_type, str(node.name)) for node in found], []
+    return [_listed(node) for node in found], []
+
+
+def _macs(model: ir.Model) -> int | None:
+    """Multiply-accumulates of one sample, those of operators of integers too; None where a shape is not known."""
+    found = [_integer_macs(n) if n.op_type in exactness.PRODUCTS else operators.macs(n) for n in model.graph]
+    return None if None in found else sum(count for count in found if count is not None)
+
+
+def _integer_macs(node: ir.Node) -> int | None:
+    """Those of QLinearConv, MatMulInteger and the like."""
+    operands = exactness.PRODUCTS[node.op_type]
+    weights = graph.static_shape(node.inputs[max(operands.first, operands.second)])
+    made = graph.static_shape(node.outputs[0])
+    if weights is None or made is None:
+        return None
+    inner = weights[1:] if "Conv" in node.op_type else weights[-2:-1] if len(weights) > 1 else weights
+    if node.op_type == "QGemm" and graph.attribute(node, "transB", 0):
+        inner = weights[1:]
+    return math.prod(size or 1 for size in (*made, *inner))
