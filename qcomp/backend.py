@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -21,6 +22,16 @@ class Backend:
     def recipe(self) -> str:
         """The line of passes it needs after those of the ``-O`` level."""
         return ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Options it sets in the passes before its own, wherever a pass has them."""
+        return {}
+
+    @property
+    def takes_integers_only(self) -> bool:
+        """Whether it refuses operators in float; then every operator with an integer form runs in integers."""
+        return False
 
     def emit(self, model: ir.Model, out: Path) -> list[Path]:
         """Write the artefact; give back the files written, the main one first.

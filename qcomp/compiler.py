@@ -76,6 +76,7 @@ def compile(
     verify: bool = False,
     dump: str | os.PathLike[str] | None = None,
     guard_db: float | None = None,
+    allow_float: bool = False,
     progress: Progress | None = None,
 ) -> Compiled:
     """Quantize a float ONNX model.
@@ -97,6 +98,8 @@ def compile(
         verify: run sample inputs before and after every pass and hold it to its tolerance.
         dump: a folder that receives the model after every pass.
         guard_db: keep as few operators in float as bring the output's SQNR to this many dB.
+        allow_float: where the backend takes integers only, leave in float what has no integer form or would be slower
+            in integers; else that is an error.
         progress: called with the number of samples calibrated so far and, where known, of all.
 
     Raises:
@@ -105,7 +108,10 @@ def compile(
     start = time.perf_counter()
     backend = pipeline.parse_backend(to)
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
-    line = passes_of(level, backend, passes=passes, weights=weights, activations=activations, keep=kept)
+    line = passes_of(
+        level, backend, passes=passes, weights=weights, activations=activations, keep=kept, allow_float=allow_float
+    )
+    count = len(line) - len(pipeline.parse(backend.recipe))
     if out is not None:
         files.check_writable(Path(out))
     with _no_cyclic_gc():
@@ -117,14 +123,19 @@ def compile(
                 outputs=job.sample_outputs if verify else None,
                 dump=_dumper(Path(dump)) if dump is not None else None,
             )
-            quantized, stats, found = guard.quantize(job.model, line, hooks, job.data, guard_db, job.batch)
+            quantized, stats, found = guard.quantize(job.model, line[:count], hooks, job.data, guard_db, job.batch)
             report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
+            if line[count:]:
+                pipeline.run(quantized, line[count:], replace(hooks, start=count), stats)
+                report = replace(report, error=guard.measure_again(found, job.model, quantized, job.data, job.batch))
             written = backend.emit(quantized, Path(out)) if out is not None else []
     report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
     return Compiled(quantized, written, report)
 
 
-def passes_of(level: int, backend: Backend, *, passes: str | None = None, **options: Any) -> list[Pass]:
+def passes_of(
+    level: int, backend: Backend, *, passes: str | None = None, allow_float: bool = False, **options: Any
+) -> list[Pass]:
     """The passes of a level with the options set, then those the backend needs.
 
     Raises:
@@ -134,13 +145,30 @@ def passes_of(level: int, backend: Backend, *, passes: str | None = None, **opti
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if given.get("activations") == "none":
         line = _weights_only(line)
-    return [*pipeline.override(line, **given), *pipeline.parse(backend.recipe)]
+    if backend.takes_integers_only and not allow_float and passes is None:
+        line = _everything(line)
+    return [*pipeline.override(line, **backend.settings, **given), *_own_passes(backend, allow_float=allow_float)]
+
+
+def _own_passes(backend: Backend, *, allow_float: bool) -> list[Pass]:
+    own = pipeline.parse(backend.recipe)
+    if allow_float and not backend.takes_integers_only:
+        raise OptionError(
+            "leaves operators in float anyway", where=f"--allow-float with {backend}", hint="leave it out"
+        )
+    return [
+        pipeline.override([p], allow_float=True)[0] if allow_float and hasattr(p, "allow_float") else p for p in own
+    ]
+
+
+def _everything(line: Sequence[Pass]) -> list[Pass]:
+    """The line with every operator in integers that has an integer form."""
+    return [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in line]
 
 
 def _weights_only(line: Sequence[Pass]) -> list[Pass]:
     """The line without what pays only where integers are computed with."""
-    chosen = [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in line]
-    return [step for step in chosen if step.name() != "lower-conv-transpose"]
+    return [step for step in _everything(line) if step.name() != "lower-conv-transpose"]
 
 
 @dataclass

@@ -106,6 +106,15 @@ def quantize(
     return quantized, trial.stats or stats, found
 
 
+def measure_again(
+    found: Error, original: ir.Model, compiled: ir.Model, samples: Samples | None, batch: int = BATCH
+) -> Error:
+    """The error with the outputs' SQNR of what passes behind the guard made of the quantized model."""
+    if samples is None:
+        return found
+    return replace(found, sqnr=_Trial(original, original, (), samples, Hooks(), batch).error(compiled).sqnr)
+
+
 def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH) -> list[Feeds]:
     """A few batches of samples, spread over all of them; random ones where there are none."""
     if samples is not None:

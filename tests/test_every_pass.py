@@ -35,10 +35,18 @@ def calibrate(model, observations) -> Statistics:
     return Calibrator(RandomSamples(model)).collect(model, observations)
 
 
+def lines() -> list[str]:
+    """The presets, and the longest one with all that the integer forms add."""
+    presets = sorted(pipeline.PRESETS.values(), key=len)
+    everything = presets[-1].replace("choose-precision", "choose-precision{by=all}")
+    integer = pipeline.parse_backend("onnxruntime{form=integer}").recipe
+    return [*presets, f"{everything},{integer}".replace("dyadic-rescale", "dyadic-rescale{allow_float=true}")]
+
+
 def line_to(name: str) -> list[pipeline.Pass]:
-    """The pass, behind those that come before it in the longest preset that has it."""
-    for preset in sorted(pipeline.PRESETS.values(), key=len, reverse=True):
-        line = pipeline.parse(preset)
+    """The pass, behind those that come before it in the line that has it: a preset if one does."""
+    for text in [*lines()[-2::-1], lines()[-1]]:
+        line = pipeline.parse(text.replace(",expand-integer", "") if "expand-integer" not in NAMES else text)
         index = next((i for i, step in enumerate(line) if step.name() == name), None)
         if index is not None:
             return line[: index + 1]

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcomp import graph, runtime
+from qcomp import graph, noted_scales, runtime
 from qcomp.calibration.calibrator import Progress, total_samples
 from qcomp.calibration.data import InputSpec, Samples, check_labels
 from qcomp.errors import DataError, ModelError
@@ -84,11 +84,12 @@ def compare(
         DataError: the samples do not run, or the labels do not fit.
     """
     _check_inputs(runtime.input_specs(reference), runtime.input_specs(quantized))
+    as_it_is, quantized = quantized, noted_scales.with_dequantized(quantized)
     result = Comparison(0, _outputs(reference, quantized), layers(reference, quantized), 0)
     if labels is not None:
         check_labels(labels, len(labels) if samples.count is None else samples.count)
         result.accuracy = Accuracy(_scores_output(reference, result.outputs))
-    both = [runtime.session(model, threads=threads) for model in (reference, quantized)]
+    both = [runtime.session(model, threads=threads) for model in (reference, as_it_is)]
     names = [output.name for output in result.outputs]
     for feeds in samples.batches(batch, limit):
         before, after = (dict(zip(names, runtime.run(one, names, feeds), strict=True)) for one in both)
