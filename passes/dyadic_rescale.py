@@ -20,6 +20,7 @@ import onnx_ir as ir
 from qcomp import graph, operators, qdq
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import UnsupportedError
+from qcomp.integer import functions as bodies
 from qcomp.operators import Role
 from qcomp.pipeline import Pass
 from qcomp.rescale import arithmetic, functions, linear, moves
@@ -127,4 +128,5 @@ def _import_domains(model: ir.Model) -> None:
     used = {node.domain for node in model.graph}
     if MICROSOFT in used:
         model.graph.opset_imports[MICROSOFT] = 1
-    functions.attach(model)
+    if called := bodies.called(model):
+        bodies.attach(model, called, fast=True)

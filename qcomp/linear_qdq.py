@@ -84,6 +84,8 @@ class LinearWriter:
             name = f"{node.outputs[0].name}_bias" if bias is None else str(bias.name)
             last.resize_inputs(max(len(last.inputs), index + 1))
             last.replace_input_with(index, self._bias(array, scale, params, name))
+            if bias is not None:
+                graph.drop_unread(bias)
 
     def _bias(self, bias: Array, activation_scale: float, weight: QParams, name: str) -> ir.Value:
         scale = (activation_scale * weight.scale.astype("f8")).astype(np.float32)

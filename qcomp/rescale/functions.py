@@ -12,20 +12,12 @@ from qcomp import graph
 from qcomp.errors import UnsupportedError
 from qcomp.graph import Array
 from qcomp.integer import tables
-from qcomp.integer.functions import DOMAIN, FUNCTIONS
-from qcomp.integer.functions import attach as attach_bodies
+from qcomp.integer.functions import DOMAIN
 from qcomp.integer.layer_norm import LayerNormalization
 from qcomp.integer.mean import ReduceMean
 from qcomp.integer.softmax import MOST_LENGTH, Softmax
 from qcomp.rescale.arithmetic import counted
 from qcomp.rescale.site import Emitter, Site
-
-
-def attach(model: ir.Model) -> None:
-    """Give the model the bodies of the functions that it calls."""
-    called = dict.fromkeys(node.op_type for node in model.graph if node.domain == DOMAIN and node.op_type in FUNCTIONS)
-    if called:
-        attach_bodies(model, called)
 
 
 def table(site: Site, emitter: Emitter) -> ir.Value:

@@ -184,9 +184,9 @@ def _check_bound(node: ir.Node, bound: Array) -> None:
 def _factor(node: ir.Node, ratio: Array, bound: Array) -> Dyadic:
     """The dyadic numbers that the ratios of scales are, but for float32's rounding."""
     for shift in range(dyadic.SHIFT, dyadic.LARGEST_SHIFT + 1):
-        steps = np.rint(ratio * 2.0**shift)
+        steps = np.minimum(np.rint(ratio * 2.0**shift), dyadic.LARGEST_MULTIPLIER)
         close = np.abs(ratio * 2.0**shift - steps) <= steps * _CLOSE
-        if close.all() and steps.min(initial=1) >= 1 and steps.max(initial=1) <= dyadic.LARGEST_MULTIPLIER:
+        if close.all() and steps.min(initial=1) >= 1:
             found = Dyadic(steps.astype(np.int64), shift).reduced()
             if found.is_exact_in_float32(bound if found.multiplier.ndim else bound.max(initial=0)):
                 return found

@@ -63,7 +63,8 @@ def _resize_by_sizes(site: Site, emitter: Emitter) -> None:
     if scales is None or before is None or after is None:
         return
     axes = list(graph.attribute(node, "axes", range(len(before))))
-    moved = [(axis, scale) for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+    pairs = list(zip(axes, scales, strict=True))
+    moved = [(axis, scale) for axis, scale in pairs if scale != 1] or pairs[-1:]
     sizes = np.array([after[axis] or 0 for axis, _ in moved], np.int64)
     if any((before[axis] or 0) * scale != size or not size for (axis, scale), size in zip(moved, sizes, strict=True)):
         what, hint = "its scales give no whole sizes", "give the model a fixed height and width"
