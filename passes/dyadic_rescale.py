@@ -42,6 +42,8 @@ LOWERINGS: dict[str, Lowering] = {
     "LayerNormalization": functions.layer_normalization,
 }
 """By operator; unary operators become tables, those that move integers stay."""
+SLOWER = ("Softmax",)
+"""Faster between DequantizeLinear and QuantizeLinear, where ONNX Runtime has a kernel of its own for it."""
 NAMED = 3
 """How many operators an error names."""
 
@@ -51,7 +53,8 @@ class DyadicRescale(Pass):
     """Replace Q/DQ by integer operators with dyadic scales.
 
     Args:
-        allow_float: leave operators without an integer form in float; else they are refused.
+        allow_float: leave operators without an integer form in float, and those that are slower in it; else what has
+            none is refused.
     """
 
     allow_float: bool = False
@@ -59,7 +62,8 @@ class DyadicRescale(Pass):
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         emitter = Emitter(model.graph)
-        changed = [_lower(node, emitter) for node in tuple(model.graph)]
+        skipped = SLOWER if self.allow_float else ()
+        changed = [_lower(node, emitter) for node in tuple(model.graph) if not graph.is_op(node, *skipped)]
         emitter.clean_up()
         changed.append(_read_shapes_of_integers(model))
         if not self.allow_float:

@@ -69,8 +69,11 @@ def _resize_by_sizes(site: Site, emitter: Emitter) -> None:
     if any((before[axis] or 0) * scale != size or not size for (axis, scale), size in zip(moved, sizes, strict=True)):
         what, hint = "its scales give no whole sizes", "give the model a fixed height and width"
         raise UnsupportedError(what, where=graph.describe(node), hint=hint)
+    unread = [value for value in node.inputs[1:3] if value is not None]
     node.resize_inputs(4)
     node.replace_input_with(1, None)
     node.replace_input_with(2, None)
     node.replace_input_with(3, emitter.shared(sizes, "sizes"))
+    for value in unread:
+        graph.drop_unread(value)
     node.attributes["axes"] = ir.AttrInt64s("axes", [axis for axis, _ in moved])
