@@ -5,9 +5,6 @@ Slow: needs ``qemu-x86_64`` (Debian's qemu-user) on an x86-64 machine with 8-bit
 
 from __future__ import annotations
 
-import platform
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,57 +16,14 @@ import pytest
 from onnx import helper
 from protos import const, info, model_of, node
 
-from qcomp import exactness, runtime
+from qcomp import exactness
 
-QEMU = shutil.which("qemu-x86_64")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 is not installed (Debian: qemu-user)"),
-    pytest.mark.skipif(platform.machine() != "x86_64", reason="not an x86-64 machine"),
-    pytest.mark.skipif(not exactness.probe(), reason="this machine has no 8-bit dot products itself"),
-]
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from avx2 import differences, emulated, why_not
 
-CHILD = """
-import sys, numpy, onnxruntime
-options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = 1
-options.log_severity_level = 4
-session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
-names = [output.name for output in session.get_outputs()]
-with numpy.load(sys.argv[2]) as feeds:
-    numpy.savez(sys.argv[3], **dict(zip(names, session.run(names, dict(feeds)))))
-"""
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
+
 IMAGE = (2, 8, 7, 7)
-
-
-def emulated(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python on a processor with AVX2 and without 8-bit dot products."""
-    assert QEMU is not None
-    command = [QEMU, "-cpu", "Haswell", sys.executable, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=True)
-
-
-def on_avx2(model: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of a model file by name, where ONNX Runtime has AVX2 alone."""
-    given, made = model.with_suffix(".in.npz"), model.with_suffix(".out.npz")
-    np.savez(given, **feeds)
-    emulated("-c", CHILD, model, given, made)
-    with np.load(made) as outputs:
-        return dict(outputs)
-
-
-def differences(model: Path, feeds: dict[str, np.ndarray]) -> dict[str, int]:
-    """How many elements of each output differ between this machine and one with AVX2 alone.
-
-    Args:
-        model: a file; files are written beside it.
-        feeds: its inputs, integers or floats.
-    """
-    session = runtime.session(model)
-    names = [output.name for output in session.get_outputs()]
-    here, there = dict(zip(names, session.run(names, feeds), strict=True)), on_avx2(model, feeds)
-    assert [(n, a.shape, a.dtype) for n, a in here.items()] == [(n, a.shape, a.dtype) for n, a in there.items()]
-    return {name: int((here[name] != there[name]).sum()) for name in names}
 
 
 def saved(proto: onnx.ModelProto, folder: Path) -> Path:
