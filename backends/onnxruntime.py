@@ -11,7 +11,7 @@ import onnx_ir as ir
 from qcomp import exactness, files
 from qcomp.backend import Backend
 
-RECIPES = {"qdq": "", "qlinear": "dyadic-rescale", "integer": "dyadic-rescale,expand-integer"}
+RECIPES = {"qdq": "", "qlinear": "dyadic-rescale,use-table-kernels", "integer": "dyadic-rescale,expand-integer"}
 
 
 @dataclass(frozen=True)

@@ -85,15 +85,15 @@ GIVES_INDICES = frozenset({"ArgMax", "ArgMin"})
 
 FIXED_RANGES: dict[str, tuple[float, float]] = {
     "Softmax": (0.0, 1.0),
-    "Sigmoid": (0.0, 1.0),
-    "HardSigmoid": (0.0, 1.0),
+    "Sigmoid": (0.0, 255 / 256),
+    "HardSigmoid": (0.0, 255 / 256),
     "Tanh": (-1.0, 1.0),
     "Erf": (-1.0, 1.0),
     "Sin": (-1.0, 1.0),
     "Cos": (-1.0, 1.0),
     "Softsign": (-1.0, 1.0),
 }
-"""Output ranges that mathematics fixes, whatever the data."""
+"""Output ranges that mathematics fixes, whatever the data. A sigmoid has steps of 1/256, so that 1/2 is an integer."""
 
 LEAST_OUTPUT: dict[str, float] = {"HardSwish": -0.375, "Gelu": -0.17004, "Swish": -0.27847, "Elu": -1.0}
 """The least output of unary operators at their default alpha; the greatest is that of the data."""

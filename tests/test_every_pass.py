@@ -36,17 +36,17 @@ def calibrate(model, observations) -> Statistics:
 
 
 def lines() -> list[str]:
-    """The presets, and the longest one with all that the integer forms add."""
+    """The longest preset with what each integer form adds, and the presets."""
     presets = sorted(pipeline.PRESETS.values(), key=len)
     everything = presets[-1].replace("choose-precision", "choose-precision{by=all}")
-    integer = pipeline.parse_backend("onnxruntime{form=integer}").recipe
-    return [*presets, f"{everything},{integer}".replace("dyadic-rescale", "dyadic-rescale{allow_float=true}")]
+    own = [pipeline.parse_backend(f"onnxruntime{{form={form}}}").recipe for form in ("qlinear", "integer")]
+    return [*(f"{everything},{recipe}".replace("rescale", "rescale{allow_float=true}") for recipe in own), *presets]
 
 
 def line_to(name: str) -> list[pipeline.Pass]:
     """The pass, behind those that come before it in the line that has it: a preset if one does."""
-    for text in [*lines()[-2::-1], lines()[-1]]:
-        line = pipeline.parse(text.replace(",expand-integer", "") if "expand-integer" not in NAMES else text)
+    for text in reversed(lines()):
+        line = pipeline.parse(text)
         index = next((i for i, step in enumerate(line) if step.name() == name), None)
         if index is not None:
             return line[: index + 1]

@@ -21,7 +21,7 @@ from onnxscript import INT32, INT64, UINT8, UINT64, script
 from onnxscript import opset21 as op
 from onnxscript.values import Opset
 
-from qcomp import upgrade
+from qcomp import graph, upgrade
 from qcomp.errors import UnsupportedError, unknown
 
 DOMAIN = "qcomp"
@@ -204,3 +204,21 @@ def _proto(name: str, fast: bool) -> onnx.FunctionProto:
 def called(model: ir.Model) -> list[str]:
     """The functions of this domain that the model's graph calls."""
     return list(dict.fromkeys(n.op_type for n in model.graph if n.domain == DOMAIN and n.op_type in FUNCTIONS))
+
+
+def use_plain_bodies(model: ir.Model) -> bool:
+    """Replace bodies that `attach` made ``fast``, which onnx.reference cannot run; say whether there were any."""
+    fast = [f for (domain, name, _), f in model.functions.items() if domain == DOMAIN and name in FAST]
+    if not any(graph.is_op(node, "GatherElements") for function in fast for node in function):
+        return False
+    attach(model, called(model))
+    return True
+
+
+def detach_uncalled(model: ir.Model) -> None:
+    """Remove the bodies of this domain that neither the graph nor another body calls any more."""
+    needed = {callee for name in called(model) for callee in _with_callees(name)}
+    for key in [key for key in model.functions if key[0] == DOMAIN and key[1] not in needed]:
+        del model.functions[key]
+    if not needed:
+        model.graph.opset_imports.pop(DOMAIN, None)

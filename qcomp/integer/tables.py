@@ -8,7 +8,10 @@ formula is written here. (It holds Gelu, Erf and HardSwish to 1e-7: constants in
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,6 +34,43 @@ UNARY = frozenset(
 """Operators of one activation, and numbers (the bounds of Clip)."""
 WITH_NUMBER = frozenset({"Add", "Div", "Max", "Min", "Mul", "PRelu", "Pow", "Sub"})
 """Operators of two activations: of one, where the other is a number or the same."""
+
+
+ORIGIN = "qcomp.table"
+"""The key of a Table node's metadata with the operator that it stands for."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The operator that a table stands for, as noted in the metadata of its node.
+
+    Args:
+        kind: the operator's type.
+        alpha: its attribute of that name; 0.01 where it has none.
+        x_scale, x_zero_point, y_scale, y_zero_point: of its input and output.
+    """
+
+    kind: str
+    alpha: float
+    x_scale: float
+    x_zero_point: int
+    y_scale: float
+    y_zero_point: int
+
+    def write(self, table: ir.Node) -> None:
+        """Note it in the node of the table."""
+        table.metadata_props[ORIGIN] = json.dumps(dataclasses.astuple(self))
+
+    @classmethod
+    def read(cls, table: ir.Node) -> Origin | None:
+        """What is noted; None where there is no note that makes sense."""
+        try:
+            kind, alpha, x_scale, x_zero, y_scale, y_zero = json.loads(table.metadata_props.get(ORIGIN, ""))
+            found = cls(str(kind), float(alpha), float(x_scale), int(x_zero), float(y_scale), int(y_zero))
+        except (ValueError, TypeError):
+            return None
+        in_range = all(0 <= z < LEVELS for z in (found.x_zero_point, found.y_zero_point))
+        return found if in_range and 0 < found.x_scale < np.inf and 0 < found.y_scale < np.inf else None
 
 
 def argument(node: ir.Node) -> ir.Value | None:

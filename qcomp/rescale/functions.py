@@ -27,16 +27,26 @@ def table(site: Site, emitter: Emitter) -> ir.Value:
         UnsupportedError: it is undefined somewhere in the range of its input.
     """
     entries = tables.of_node(site.node, site.input_scale(), _zero(site), site.scale, _result_zero(site))
-    return emitter.add(site, "Table", [site.integers(), emitter.shared(entries, "table")], domain=DOMAIN)
+    result = emitter.add(site, "Table", [site.integers(), emitter.shared(entries, "table")], domain=DOMAIN)
+    alpha = graph.attribute(site.node, "alpha", 0.01)
+    made, scales = result.producer(), (site.input_scale(), _zero(site), site.scale, _result_zero(site))
+    assert made is not None
+    tables.Origin(site.node.op_type, alpha, *scales).write(made)
+    return result
 
 
 def softmax(site: Site, emitter: Emitter) -> ir.Value:
-    """``qcomp.Softmax``."""
+    """``qcomp.Softmax``, and a table that adds the zero point where values below 0 share its scale."""
     axis = graph.attribute(site.node, "axis", -1)
     length = (graph.static_shape(site.integers()) or (None,))[axis] or MOST_LENGTH
     with _blaming(site):
         constants = Softmax.of(site.input_scale(), y_scale=site.scale, length=length).constants
-    return _call(site, emitter, "Softmax", constants, {"axes": [axis]})
+    result = _call(site, emitter, "Softmax", constants, {"axes": [axis]})
+    zero = _result_zero(site)
+    if not zero:
+        return result
+    shifted = np.minimum(np.arange(tables.LEVELS) + zero, tables.LEVELS - 1).astype(np.uint8)
+    return emitter.add(site, "Table", [result, emitter.shared(shifted, "table")], domain=DOMAIN)
 
 
 def layer_normalization(site: Site, emitter: Emitter) -> ir.Value:
@@ -63,14 +73,18 @@ def layer_normalization(site: Site, emitter: Emitter) -> ir.Value:
 
 
 def reduce_mean(site: Site, emitter: Emitter) -> ir.Value:
-    """``qcomp.ReduceMean``."""
-    rank = graph.rank(site.integers()) or 0
+    """``qcomp.ReduceMean``; a table where it averages nothing (``noop_with_empty_axes``)."""
     given = graph.constant(site.node.inputs[1]) if len(site.node.inputs) > 1 else None
-    axes = list(range(rank)) if given is None else [int(a) for a in given]
+    axes = [] if given is None else [int(a) for a in given]
+    scales = (site.input_scale(), _zero(site), site.scale, _result_zero(site))
+    if not axes and graph.attribute(site.node, "noop_with_empty_axes", 0):
+        entries = tables.table_of(lambda real: real, *scales)
+        return emitter.add(site, "Table", [site.integers(), emitter.shared(entries, "table")], domain=DOMAIN)
     with _blaming(site):
-        made = ReduceMean.of(site.input_scale(), _zero(site), site.scale, _result_zero(site), counted(site))
+        made = ReduceMean.of(*scales, counted(site))
     keepdims = graph.attribute(site.node, "keepdims", 1)
-    return _call(site, emitter, "ReduceMean", made.constants, {"axes": axes, "keepdims": keepdims})
+    every = list(range(graph.rank(site.integers()) or 0))
+    return _call(site, emitter, "ReduceMean", made.constants, {"axes": axes or every, "keepdims": keepdims})
 
 
 def _call(

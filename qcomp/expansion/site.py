@@ -1,0 +1,91 @@
+"""What the expansions share: the graph under change, and how a result takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcomp import graph
+from qcomp.expansion.emitter import Emitter
+from qcomp.expansion.forms import Forms
+from qcomp.expansion.requantize import Arrange
+from qcomp.expansion.rounding import IntArray
+
+_SPAN = 1024
+"""ONNX Runtime broadcasts a vector of so many elements at full speed."""
+
+
+class Context:
+    """One a run of the pass."""
+
+    def __init__(self, target: ir.Graph) -> None:
+        self.emitter = Emitter(target)
+        self.forms = Forms(self.emitter)
+        self.gone: list[ir.Node] = []
+        self.merged: set[ir.Node] = set()
+        """Nodes that an earlier one took over, and that the walk passes by."""
+
+    def replace(self, node: ir.Node, old: ir.Value, new: ir.Value) -> None:
+        """Let ``new``, in the order of the file, stand for ``old``; the node goes."""
+        graph.take_over(old, new)
+        self.gone.append(node)
+
+    def replace_last(self, node: ir.Node, old: ir.Value, new: ir.Value, made: Sequence[int]) -> None:
+        """Let ``new``, channels-last, stand for ``old``; the node goes.
+
+        Args:
+            made: its shape behind N, 0 where dynamic.
+        """
+        self.forms.define(old, new, made)
+        self.gone.append(node)
+
+    def absorb_clip(self, node: ir.Node) -> tuple[ir.Value, int, int]:
+        """The result of a node, and its bounds: where an integer Clip alone reads it, the Clip's, which goes."""
+        result = node.outputs[0]
+        clip = graph.only_user(result)
+        if (
+            clip is None
+            or not graph.is_op(clip, "Clip")
+            or clip.inputs[0] is not result
+            or clip.graph is not node.graph
+        ):
+            return result, 0, 255
+        bounds = [_bound(clip, i, default) for i, default in ((1, 0), (2, 255))]
+        if bounds[0] is None or bounds[1] is None or bounds[0] > bounds[1]:
+            return result, 0, 255
+        self.gone.append(clip)
+        self.merged.add(clip)
+        return clip.outputs[0], bounds[0], bounds[1]
+
+
+def _bound(clip: ir.Node, index: int, default: int) -> int | None:
+    if index >= len(clip.inputs) or clip.inputs[index] is None:
+        return default
+    found = graph.scalar(clip.inputs[index])
+    return None if found is None else int(found)
+
+
+def repeats(rows: int, channels: int) -> int:
+    """How many rows of channels to join, a divisor of all rows, so that broadcasting them is fast."""
+    wanted = max(1, _SPAN // channels)
+    return next(k for k in range(min(rows, wanted * 2), 0, -1) if rows % k == 0)
+
+
+def tiled(count: int) -> Arrange:
+    """Channels behind one another, so often."""
+
+    def arrange(numbers: IntArray) -> IntArray:
+        return np.tile(numbers, count)
+
+    return arrange
+
+
+def columns(dims: int) -> Arrange:
+    """Channels in front of so many other dimensions."""
+
+    def arrange(numbers: IntArray) -> IntArray:
+        return numbers.reshape(-1, *(1 for _ in range(dims)))
+
+    return arrange

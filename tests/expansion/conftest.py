@@ -1,0 +1,8 @@
+"""Makes this folder importable: ``import integer_graphs``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
