@@ -158,8 +158,10 @@ def _dequantized_may_saturate(node: ir.Node) -> bool:
 def _array_saturates(node: ir.Node, array: Array) -> bool:
     if array.ndim < 2:
         return saturates(array.reshape(-1, 1), 1)
-    first = "Conv" in node.op_type or ("Gemm" in node.op_type and graph.attribute(node, "transB", 0))
-    return saturates(array, 0 if first else -1)
+    if "Conv" in node.op_type or ("Gemm" in node.op_type and graph.attribute(node, "transB", 0)):
+        return saturates(array, 0)
+    columns = np.moveaxis(array, -2, -1)  # of matrices of any number, each a product of its own
+    return saturation.saturates(columns.reshape(-1, array.shape[-2]))
 
 
 def _type_of(node: ir.Node, index: int, zero_point: int | None) -> ir.DataType | None:

@@ -14,7 +14,7 @@ from qcomp.graph import Array
 from qcomp.quantization import ranges, weight_scales
 from qcomp.quantization.qparams import TINY, QParams
 from qcomp.quantization.qtype import QType
-from qcomp.quantization.saturation import saturates
+from qcomp.quantization.saturation import pair_reach, saturates
 
 BIAS_LIMIT = 1 << 30
 """The largest magnitude of an int32 bias: half of the range is left to the products."""
@@ -122,7 +122,7 @@ class LinearWriter:
         return params
 
     def _choose(self, rows: Array, use: _Use, axis: int | None) -> QParams:
-        """The parameters of a weight; in portable mode of fewer bits where its integers could saturate.
+        """The parameters of a weight; in portable mode coarser, or of fewer bits, where its integers could saturate.
 
         Raises:
             ValueError: NaN or infinity.
@@ -130,14 +130,19 @@ class LinearWriter:
         params = self._params(rows, use, self._qtype, axis)
         if not self._portable or self._qtype.bits <= PORTABLE.bits:
             return params
-        by_row = QParams(self._qtype, np.ravel(params.scale), np.ravel(params.zero_point), 0)
-        unsafe = params.scale.ndim == 0 or saturates(by_row.quantize(rows))
-        return self._params(rows, use, PORTABLE, axis) if unsafe else params
+        if axis is None:
+            return self._params(rows, use, PORTABLE, axis)
+        if saturates(params.quantize_rows(rows)):
+            params = self._params(rows, use, self._qtype, axis, pair_reach(rows))
+        return self._params(rows, use, PORTABLE, axis) if saturates(params.quantize_rows(rows)) else params
 
-    def _params(self, rows: Array, use: _Use, qtype: QType, axis: int | None) -> QParams:
-        reach = ranges.weight_reach(rows, qtype, search=self._search or qtype is not self._qtype)
+    def _params(
+        self, rows: Array, use: _Use, qtype: QType, axis: int | None, least_reach: Array | float = 0.0
+    ) -> QParams:
+        reach = ranges.weight_reach(rows, qtype, search=self._search)
         needed = use.bias_steps / BIAS_LIMIT * qtype.qmax if use.bias_steps.size else np.zeros(1)
         needed = needed.max(keepdims=True) if axis is None else np.broadcast_to(needed, reach.shape)
+        needed = np.maximum(needed, least_reach)
         reach = np.maximum(reach, needed)
         if not np.isfinite(reach).all():
             raise ValueError("NaN or infinity")

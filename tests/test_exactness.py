@@ -70,6 +70,19 @@ def test_matrix_products(kind):
         assert needed(forms.product(kind, full, transB=1)) == DOT_PRODUCT
 
 
+def test_batched_products_are_proved_one_matrix_at_a_time():
+    one, other = np.int8([[127, 0], [0, 5]]), np.int8([[0, 0], [9, 127]])
+    expected = {EVERYWHERE: np.stack([one, other]), DOT_PRODUCT: np.stack([one, np.int8([[64, 9], [65, 127]])])}
+    for where, weights in expected.items():
+        proto = model_of(
+            [node("MatMulInteger", "x w")],
+            [info("x", forms.KINDS["uint8"], [2, 3, 2])],
+            [info("y", forms.KINDS["int32"], None)],
+            [const("w", weights)],
+        )
+        assert needed(proto) == where
+
+
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolutions(kind):
     assert needed(forms.product(kind, forms.at_the_bound(RNG, 6, 4, 3, 3), shape=IMAGE)) == EVERYWHERE

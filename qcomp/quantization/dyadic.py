@@ -20,6 +20,8 @@ from qcomp.quantization.qparams import FloatArray, IntArray
 
 SHIFT = 16
 """The shift up to which float kernels are exact for every accumulator."""
+PRODUCT_SHIFT = 15
+"""That of products of two activations, whose kernels add the zero point before they round."""
 LARGEST_SHIFT = 24
 LARGEST_MULTIPLIER = (1 << 24) - 1
 """What float32 holds exactly."""

@@ -93,6 +93,11 @@ class QParams:
         integers: IntArray = np.clip(shifted, self.qtype.qmin, self.qtype.qmax).astype(self.qtype.container)
         return integers
 
+    def quantize_rows(self, rows: FloatArray) -> IntArray:
+        """As `quantize`, of a matrix with a row for each channel, whatever the axis."""
+        by_row = QParams(self.qtype, np.ravel(self.scale), np.ravel(self.zero_point), 0)
+        return by_row.quantize(rows)
+
     def dequantize(self, integers: IntArray) -> FloatArray:
         """``scale * (q - zero_point)`` in float32: ONNX's DequantizeLinear."""
         wide = integers.astype(np.int32) - self.broadcast(self.zero_point, integers.ndim).astype(np.int32)

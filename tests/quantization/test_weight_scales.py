@@ -7,7 +7,7 @@ import pytest
 
 from qcomp.quantization.dyadic import Dyadic
 from qcomp.quantization.qtype import QType
-from qcomp.quantization.saturation import saturates
+from qcomp.quantization.saturation import pair_reach, saturates
 from qcomp.quantization.weight_scales import dyadic_scales
 
 INT8 = QType(8, signed=True, narrow=True)
@@ -79,3 +79,11 @@ def test_two_products_beyond_int16_saturate(row, expected):
     assert saturates(np.array([row, [0] * len(row)], np.int8)) is expected
     pairs = [abs(a + b) for i, a in enumerate(row) for b in row[:i]]
     assert (255 * max(pairs, default=0) > 2**15 - 1) is expected
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_steps_of_the_largest_pair_never_saturate(seed):
+    random = np.random.default_rng(seed)
+    rows = random.standard_t(2, (30, int(random.integers(1, 60))))
+    step = np.maximum(pair_reach(rows), np.abs(rows).max(axis=1)) / 127
+    assert not saturates(np.rint(rows / step[:, None]).astype(np.int8))
