@@ -107,7 +107,7 @@ def align(found: dict[int, tuple[QParams, ir.Value]], nodes: Iterable[ir.Node], 
         factor, old = _factor(node, inputs), found.get(id(result(node)), (None,))[0]
         if factor is None or old is None or makers[id(old)] > 1 or any(p is old for p in inputs):
             continue
-        new = _enlarged(old, factor)
+        new = _enlarged(node, old, factor)
         makers[id(new)], members[id(new)] = 1, members[id(old)]
         found.update((key, (new, found[key][1])) for key in members[id(old)])
 
@@ -123,12 +123,15 @@ def _factor(node: ir.Node, inputs: list[QParams]) -> float | None:
     return None if count is None else float(inputs[0].scale) / count
 
 
-def _enlarged(old: QParams, factor: float) -> QParams:
-    """The parameters with the next larger scale by which the factor over it is dyadic."""
-    steps = np.floor(factor / float(old.scale) * 2.0**dyadic.SHIFT)
+def _enlarged(node: ir.Node, old: QParams, factor: float) -> QParams:
+    """The parameters with the next larger scale by which the factor over it is dyadic, of a mean with an odd one."""
+    unit = 2.0 ** (dyadic.PRODUCT_SHIFT if node.op_type == "Mul" else dyadic.SHIFT)
+    steps = np.floor(factor / float(old.scale) * unit)
+    if node.op_type in ("GlobalAveragePool", "ReduceMean"):
+        steps -= 1 - steps % 2
     if not 1 <= steps <= dyadic.LARGEST_MULTIPLIER:
         return old
-    return replace(old, scale=np.asarray(factor / steps * 2.0**dyadic.SHIFT, np.float32))
+    return replace(old, scale=np.asarray(factor / steps * unit, np.float32))
 
 
 def _copies(node: ir.Node) -> bool:

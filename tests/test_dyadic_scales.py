@@ -99,7 +99,7 @@ def test_a_scale_that_two_operators_share_is_left_alone():
 
 
 @pytest.mark.parametrize("function", [conv, gemm])
-def test_portable_weights_have_seven_bits_or_are_safe(function):
+def test_portable_weights_are_safe(function):
     def weights(**options):
         model = build(function, line=with_options(**options))
         node = next(n for n in model.graph if n.op_type in ("Conv", "Gemm"))
@@ -107,7 +107,27 @@ def test_portable_weights_have_seven_bits_or_are_safe(function):
         return array.reshape(len(array), -1) if node.op_type == "Conv" else array.T
 
     assert not saturates(weights(portable="true"))
-    assert np.abs(weights(portable="true")).max() <= 63 < np.abs(weights()).max()
+    assert saturates(weights())
+    assert np.abs(weights(portable="true")).max() > 50
+
+
+def test_portable_weights_of_one_scale_have_seven_bits():
+    model = build(conv, line=with_options(portable="true", per_channel="false"))
+    node = next(n for n in model.graph if n.op_type == "Conv")
+    assert np.abs(graph.constant(qdq.read(node.inputs[1]).source)).max() <= 63
+
+
+def test_a_single_large_weight_keeps_its_channel_finer_than_seven_bits():
+    def spiked(b, x):
+        weight = b.rng.uniform(-0.3, 0.3, (6, 4, 3, 3))
+        weight[:, 0, 0, 0] = 1.0
+        b.op("Conv", x, b.constant(weight), name="y")
+
+    model = build(spiked, line=with_options(portable="true"))
+    node = next(n for n in model.graph if n.op_type == "Conv")
+    weight = graph.constant(qdq.read(node.inputs[1]).source)
+    assert np.abs(weight).max() > 90
+    assert not saturates(weight.reshape(6, -1))
 
 
 def test_a_layer_that_is_proved_safe_keeps_its_eight_bits():

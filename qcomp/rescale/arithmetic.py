@@ -19,10 +19,9 @@ import onnx_ir as ir
 
 from qcomp import graph, operators
 from qcomp.errors import UnsupportedError
-from qcomp.quantization.dyadic import EXACT_BITS, SHIFT, Dyadic
+from qcomp.quantization.dyadic import EXACT_BITS, PRODUCT_SHIFT, SHIFT, Dyadic
 from qcomp.rescale.site import MICROSOFT, Emitter, Site
 
-PRODUCT_SHIFT = 15
 LARGEST = 255
 
 
@@ -64,7 +63,7 @@ def global_average_pool(site: Site, emitter: Emitter) -> ir.Value:
         UnsupportedError: the number is not static, or too large for float32.
     """
     count = counted(site)
-    factor = mean_factor(site.input_scale() / site.scale / count)
+    factor = mean_factor(site.input_scale() / site.scale / count, count)
     scale = np.asarray(count * float(factor.value), np.float32)
     if float(scale) != count * float(factor.value):
         hint = "keep it in float with --keep and --allow-float"
@@ -86,11 +85,15 @@ def counted(site: Site) -> int:
     return count
 
 
-def mean_factor(factor: float) -> Dyadic:
-    """The nearest dyadic number with an odd multiplier."""
-    steps = factor * 2.0**SHIFT
-    odd = 2 * round((steps - 1) / 2) + 1
-    return Dyadic(np.asarray(max(odd, 1)), SHIFT)
+def mean_factor(factor: float, count: int) -> Dyadic:
+    """The nearest dyadic number with an odd multiplier, of which float32 holds ``count`` times.
+
+    From 255 on every result saturates, and ONNX Runtime's kernel takes none from 256 on.
+    """
+    most, factor = (2**EXACT_BITS - 1) // count, min(factor, LARGEST)
+    shift = next((c for c in range(SHIFT, 0, -1) if factor * 2.0**c < most), 0)
+    odd = 2 * round((min(factor * 2.0**shift, most) - 1) / 2) + 1
+    return Dyadic(np.asarray(max(odd if odd <= most else odd - 2, 1)), shift)
 
 
 def concat(site: Site, emitter: Emitter) -> ir.Value:
