@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from qcomp import graph, qdq
 from qcomp.graph import QUANTIZED
+from qcomp.qdq import CLIPPED
 from qcomp.quantization.qparams import QParams
 from qcomp.quantization.qtype import QType
 
@@ -39,11 +40,18 @@ def with_dequantized(model: ir.Model) -> ir.Model:
     writer = qdq.Writer(clone.graph)
     for node in tuple(clone.graph):
         for value in node.outputs:
-            found = read(value)
-            known = any(graph.is_op(user, "DequantizeLinear") for user, _ in value.uses())
+            found, name = read(value), str(value.name).removesuffix(QUANTIZED)
+            integers = _clipped(value, name)
+            known = any(graph.is_op(user, "DequantizeLinear") for user, _ in integers.uses())
             if found is None or known or value.dtype != ir.DataType.UINT8:
                 continue
-            name = str(value.name).removesuffix(QUANTIZED)
             params = QParams(_UINT8, np.asarray(found[0], np.float32), np.asarray(found[1], np.uint8))
-            writer.dequantize(value, writer.scale(params, f"{name}_noted"), name)
+            writer.dequantize(integers, writer.scale(params, f"{name}_noted"), name)
     return clone
+
+
+def _clipped(value: ir.Value, name: str) -> ir.Value:
+    """The integers behind the Clip that belongs to the quantized tensor of that name, where one does."""
+    user = graph.only_user(value)
+    clipped = user.outputs[0] if user is not None and graph.is_op(user, "Clip") else value
+    return clipped if clipped.name == f"{name}{CLIPPED}" else value

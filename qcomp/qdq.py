@@ -17,6 +17,8 @@ from qcomp.quantization.qparams import QParams
 
 RAW = "_float"
 """The suffix of what an operator computes where its dequantized form has the name of a graph output."""
+CLIPPED = "_clipped"
+"""The suffix of what the integer Clip of a quantized value gives."""
 FLOAT_REASON = "qcomp.float"
 """The key of a node's metadata that says why it stays in float."""
 
@@ -63,7 +65,7 @@ class Writer:
             graph.initializer(self.graph, self.names, f"{name}_{end}", np.asarray(bound, kind))
             for end, bound in (("least", low), ("greatest", high))
         ]
-        return self.add("Clip", [value, *bounds], f"{name}_clipped", {}, scale.zero_point.dtype, after=value)
+        return self.add("Clip", [value, *bounds], f"{name}{CLIPPED}", {}, scale.zero_point.dtype, after=value)
 
     def constant(self, array: Array | ir.TensorProtocol, name: str) -> ir.Value:
         """A new initializer."""

@@ -27,7 +27,8 @@ def bias_add(node: ir.Node) -> ir.Node | None:
 
 def quantized_bias_add(node: ir.Node) -> ir.Node | None:
     """As `bias_add`, where the weight stands behind a DequantizeLinear; the bias may be float still."""
-    if not graph.is_op(node, "MatMul") or qdq.read(node.inputs[1]) is None:
+    weight = qdq.read(node.inputs[1]) if graph.is_op(node, "MatMul") else None
+    if weight is None or graph.constant_tensor(weight.source) is None or graph.rank(weight.source) != 2:
         return None
     user = graph.only_user(node.outputs[0])
     if user is None or not graph.is_op(user, "Add"):

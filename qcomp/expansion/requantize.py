@@ -127,7 +127,7 @@ def _wide(
 ) -> Plan:
     """A clamp of r to int32, at most; then t is raised to be positive."""
     least, most = (np.clip(bound, -INT32, INT32) for bound in before)
-    lowest = int(np.minimum(least * m, most * m).min() + addend.min())
+    lowest = int((np.minimum(least, most) * m + addend).min())
     raised = 2 * max(0, -(lowest >> (rest["shift"] + 1)))
     lifted = addend + (raised << rest["shift"])
     after = target.low + raised, target.high + raised

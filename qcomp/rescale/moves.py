@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -17,9 +19,12 @@ def same_scale(site: Site, emitter: Emitter) -> None:
         UnsupportedError: its scales differ, or it has no form on integers.
     """
     for index, quantize in enumerate(site.quantizes):
+        out = site.node.outputs[index]
         if quantize is not None:
             _check_same(site, quantize)
-            _settle(site.node.outputs[index], quantize, emitter)
+            _settle(out, quantize, emitter)
+        elif graph.is_float(out):  # nothing reads it
+            out.type = ir.TensorType(ir.DataType.UINT8)
     if graph.is_op(site.node, "Resize"):
         _resize_by_sizes(site, emitter)
     for index, value in enumerate(site.node.inputs):
@@ -56,24 +61,37 @@ def _settle(out: ir.Value, quantize: ir.Node, emitter: Emitter) -> None:
 
 
 def _resize_by_sizes(site: Site, emitter: Emitter) -> None:
-    """Sizes in place of the float scales, where both are static and agree."""
+    """Sizes in place of the float scales, where those that change are static and agree.
+
+    Sizes of all axes: ONNX Runtime's transpose optimizer spoils those of a Resize with the attribute ``axes``.
+    """
     node = site.node
     before, after = (graph.static_shape(v) for v in (node.inputs[0], node.outputs[0]))
     scales = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scales is None or before is None or after is None:
+    if scales is None or not scales.size or before is None or after is None:
         return
-    axes = list(graph.attribute(node, "axes", range(len(before))))
-    pairs = list(zip(axes, scales, strict=True))
-    moved = [(axis, scale) for axis, scale in pairs if scale != 1] or pairs[-1:]
-    sizes = np.array([after[axis] or 0 for axis, _ in moved], np.int64)
-    if any((before[axis] or 0) * scale != size or not size for (axis, scale), size in zip(moved, sizes, strict=True)):
+    axes = graph.attribute(node, "axes", range(len(before)))
+    moved = [(int(axis), float(scale)) for axis, scale in zip(axes, scales, strict=True) if scale != 1]
+    if any(not after[axis] or (before[axis] or 0) * scale != after[axis] for axis, scale in moved):
         what, hint = "its scales give no whole sizes", "give the model a fixed height and width"
         raise UnsupportedError(what, where=graph.describe(node), hint=hint)
+    sizes = _sizes(site, emitter, after)
     unread = [value for value in node.inputs[1:3] if value is not None]
     node.resize_inputs(4)
-    node.replace_input_with(1, None)
-    node.replace_input_with(2, None)
-    node.replace_input_with(3, emitter.shared(sizes, "sizes"))
+    for index, value in enumerate((None, None, sizes), start=1):
+        node.replace_input_with(index, value)
     for value in unread:
         graph.drop_unread(value)
-    node.attributes["axes"] = ir.AttrInt64s("axes", [axis for axis, _ in moved])
+    node.attributes.pop("axes", None)
+
+
+def _sizes(site: Site, emitter: Emitter, known: Sequence[int | None]) -> ir.Value:
+    """int64; what is dynamic has the size of the source."""
+    if None not in known:
+        return emitter.shared(np.array(known, np.int64), "sizes")
+    parts = []
+    for axis, size in enumerate(known):
+        span = {"start": axis, "end": axis + 1}
+        own = emitter.add(site, "Shape", [site.integers()], span, dtype=ir.DataType.INT64) if size is None else None
+        parts.append(own or emitter.shared(np.array([size], np.int64), "size"))
+    return emitter.add(site, "Concat", parts, {"axis": 0}, dtype=ir.DataType.INT64)

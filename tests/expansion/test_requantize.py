@@ -83,3 +83,13 @@ def test_the_clamp_goes_where_bounds_prove_it_idle():
     target = Target(Dyadic(np.array(1), 4), 8)
     assert plan(Sums(np.array(-100), np.array(100), np.array(0)), target).after is None
     assert plan(Sums(np.array(-200), np.array(100), np.array(0)), target).after is not None
+
+
+def test_channels_whose_offsets_lie_far_apart():
+    """What one channel is raised by does not depend on the offsets of others."""
+    offset = np.array([214748364, -214748364])
+    target, bound = Target(Dyadic(np.array([5, 5]), 0), 0), np.full(2, 1 << 30)
+    near = np.arange(-60, 61)[:, None] - offset
+    wanted = np.clip((near + offset) * 5, 0, 255)
+    for found in results(near.astype(np.int32), Sums(-bound, bound, offset), target):
+        assert np.array_equal(found, wanted)

@@ -119,7 +119,7 @@ CASES = {
     table: ["QLinearConv", "Table"],
     softmax: ["Softmax"],
     layer_norm: ["LayerNormalization"],
-    resize: ["Resize"],
+    resize: ["Shape", "Concat", "Resize"],
 }
 every_case = pytest.mark.parametrize("function", CASES, ids=lambda f: f.__name__)
 
@@ -227,6 +227,21 @@ def test_what_has_no_form_stays_in_float_where_allowed():
     line = LINE.replace("dyadic-rescale", "dyadic-rescale{allow_float=true}")
     after = quantized.quantize(build(without_form), line=line)
     assert [n.op_type for n in after.graph][-3:] == ["QLinearConv", "DequantizeLinear", "Asinh"]
+
+
+@pytest.mark.parametrize("matrix", ["activation", "batched weight"])
+def test_an_add_kept_in_float_is_no_bias_of_what_has_none(matrix):
+    b = small.Builder(1)
+    x = b.input("x", ["N", 4, 8, 8])
+    product = b.op(
+        "MatMul", x, b.op("Transpose", x, perm=[0, 1, 3, 2]) if matrix == "activation" else b.random(4, 8, 8)
+    )
+    b.op("Relu", b.conv(b.op("Add", product, b.constant(5.0 * np.arange(8)), name="shifted"), 4, 4), name="y")
+    line = LINE.replace("by=all", "by=all keep=node_shifted").replace("rescale", "rescale{allow_float=true}")
+    after = quantized.quantize(b.model("y"), line=line)
+    assert "Add" in [n.op_type for n in after.graph]
+    before = quantized.quantize(b.model("y"), line=line.partition(",dyadic")[0])
+    assert quantized.sqnr(before, after, small.feeds(before, 3, 5))["y"] > 40
 
 
 def test_free_scales_are_refused_with_a_hint():
