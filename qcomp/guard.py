@@ -87,7 +87,7 @@ def quantize(
     if bound is not None and (samples is None or not any(step.name() == "choose-precision" for step in line)):
         raise OptionError("--guard needs calibration data and the pass choose-precision", hint="see --print-passes")
     work = model.clone()
-    start = next((i for i, step in enumerate(line) if any(True for _ in step.observe(work))), len(line))
+    start = _first_choice(line, work)
     stats = pipeline.run(work, line[:start], hooks)
     trial = _Trial(model, work, line[start:], samples, replace(hooks, start=start), batch)
     quantized = trial.first()
@@ -106,6 +106,14 @@ def quantize(
     return quantized, trial.stats or stats, found
 
 
+def _first_choice(line: Sequence[Pass], model: ir.Model) -> int:
+    """Where the float rewrites end: at the choice of precision, else at the first pass that observes."""
+    names = [step.name() for step in line]
+    if "choose-precision" in names:
+        return names.index("choose-precision")
+    return next((i for i, step in enumerate(line) if any(True for _ in step.observe(model))), len(line))
+
+
 def measure_again(
     found: Error, original: ir.Model, compiled: ir.Model, samples: Samples | None, batch: int = BATCH
 ) -> Error:
@@ -118,9 +126,7 @@ def measure_again(
 def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH) -> list[Feeds]:
     """A few batches of samples, spread over all of them; random ones where there are none."""
     if samples is not None:
-        least = max(count, samples.fixed_batch or 1)
-        size = min(count, batch, BATCH)
-        return list(samples.spread(least, size).batches(size, least))
+        return list(samples.few(count, min(count, batch, BATCH)))
     random = np.random.default_rng(0)
     feeds = {}
     for spec in runtime.input_specs(model):

@@ -49,6 +49,8 @@ class Pass:
     tolerance: ClassVar[float | None] = 1e-5
     """How far outputs may move, relative to their largest magnitude, beside float32's own rounding in each operator;
     None: numbers change on purpose."""
+    moves_values: ClassVar[bool] = False
+    """Whether the pass changes what inner values hold, so that later passes need statistics of their own."""
 
     @classmethod
     def name(cls) -> str:
@@ -154,8 +156,8 @@ def run(
 ) -> Statistics:
     """Run the passes in order, verifying the graph after each one.
 
-    Statistics are collected once: before the first pass that observes anything, for it and all later ones. Those
-    that are given serve instead.
+    Statistics are collected once: before the first pass that observes anything or changes numbers on purpose, for it
+    and all later ones; and once more behind a pass that moves values. Those that are given serve instead.
 
     Raises:
         PassError: a pass left an invalid graph, or moved the outputs further than its tolerance.
@@ -168,6 +170,7 @@ def run(
         stats = _collect(model, passes[index:], stats, hooks)
         start = time.perf_counter()
         changed = step.run(model, stats)
+        stats = Statistics() if step.moves_values else stats
         _verify(model, step)
         logger.info(
             "%s: %s, %.0f ms",
@@ -185,10 +188,14 @@ def run(
 
 
 def _collect(model: ir.Model, passes: Sequence[Pass], stats: Statistics, hooks: Hooks) -> Statistics:
-    if stats.collected or hooks.calibrate is None or not any(True for _ in passes[0].observe(model)):
+    """The statistics for the passes up to the next that moves values, where it is time to collect any."""
+    if stats.collected or hooks.calibrate is None:
         return stats
-    wanted = dict.fromkeys(observation for step in passes for observation in step.observe(model))
-    return hooks.calibrate(model, list(wanted))
+    if passes[0].tolerance is not None and not any(True for _ in passes[0].observe(model)):
+        return stats
+    last = next((i for i, step in enumerate(passes) if step.moves_values), len(passes))
+    wanted = dict.fromkeys(observation for step in passes[: last + 1] for observation in step.observe(model))
+    return hooks.calibrate(model, list(wanted)) if wanted else stats
 
 
 def _verify(model: ir.Model, step: Pass) -> None:

@@ -24,10 +24,15 @@ every_case = pytest.mark.parametrize(("kind", "seed"), CASES, ids=[f"{k}-{s}" fo
 class RandomSamples:
     """Random inputs in place of a calibration set."""
 
+    count = None
+
     def __init__(self, model: ir.Model) -> None:
         self.feeds = [small.feeds(model, seed) for seed in range(3)]
 
     def batches(self, size, limit=None):
+        yield from self.feeds
+
+    def few(self, count, batch):
         yield from self.feeds
 
 

@@ -90,6 +90,13 @@ class Observes(Plain):
         return False
 
 
+@dataclass(frozen=True)
+class Moves(Observes):
+    """Changes what inner values hold."""
+
+    moves_values: ClassVar[bool] = True
+
+
 seen: list[list[str]] = []
 
 
@@ -177,7 +184,7 @@ class TestRun:
         pipeline.run(model, [Plain()], Hooks(dump=dump, start=2))
         assert dumped == [(0, "input"), (1, "plain"), (2, "scale"), (3, "plain")]
 
-    def test_calibrates_once_with_the_union_before_the_first_that_observes(self, model):
+    def test_calibrates_once_with_the_union_before_numbers_change_or_are_observed(self, model):
         asked = []
 
         def calibrate(given, observations):
@@ -186,7 +193,7 @@ class TestRun:
             return Statistics({o.key: o.kind.start() for o in observations}, samples=1)
 
         line = [
-            Plain(),
+            Scale(by=1.0),
             Loose(by=1.0),
             Observes(of=("h",)),
             Plain(),
@@ -197,6 +204,18 @@ class TestRun:
         assert asked == [[("h", Distribution()), ("r", Distribution()), ("r", ChannelMean(-1))]]
         assert seen == [["h", "r", "r"]] * 3
         assert stats.collected
+
+    def test_calibrates_again_behind_what_moves_values(self, model):
+        asked = []
+
+        def calibrate(given, observations):
+            asked.append([o.value.name for o in observations])
+            return Statistics({o.key: o.kind.start() for o in observations}, samples=1)
+
+        line = [Observes(of=("h",)), Moves(of=("h",)), Plain(), Observes(of=("r",))]
+        pipeline.run(model, line, Hooks(calibrate=calibrate))
+        assert asked == [["h"], ["r"]]
+        assert seen == [["h"], ["h"], ["r"]]
 
     def test_given_statistics_serve_instead(self, model):
         given = Statistics({("h", Distribution()): Distribution().start()}, samples=4)

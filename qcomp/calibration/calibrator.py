@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from qcomp import runtime
+from qcomp.calibration.batching import Batch
 from qcomp.calibration.data import Samples
-from qcomp.calibration.observers import Observation, Statistics
+from qcomp.calibration.observers import Observation, Replay, Statistics
 from qcomp.errors import DataError
 
 Progress = Callable[[int, int | None], None]
@@ -53,7 +54,11 @@ class Calibrator:
                 self.progress(stats.samples, total_samples(self.samples, self.limit))
         if not stats.samples:
             raise DataError("there are no samples to calibrate with", hint="give at least one, better a few hundred")
+        stats.replay = Replay(model.clone(), self._again)
         return stats
+
+    def _again(self, count: int) -> Iterator[Batch]:
+        return self.samples.few(min(count, total_samples(self.samples, self.limit) or count), self.batch)
 
 
 def total_samples(samples: Samples, limit: int | None) -> int | None:

@@ -62,6 +62,11 @@ class Samples:
             return self._choose(indices)
         return Samples(self.inputs, lambda rows: chosen(self._pieces(rows), indices), where=self.where, count=limit)
 
+    def few(self, count: int, batch: int) -> Iterator[Batch]:
+        """Batches of about so many samples, spread evenly over those there are; at least one batch."""
+        least = max(count, self.fixed_batch or 1)
+        return self.spread(least, batch).batches(batch, least)
+
     def batches(self, batch: int, limit: int | None = None) -> Iterator[Batch]:
         """Batches of input name -> C-contiguous array [batch, ...] of the input's own dtype.
 

@@ -7,7 +7,7 @@ state; states take arrays batch by batch and merge, so that samples can be split
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -194,12 +194,29 @@ class ChannelMeanState(MeanState):
         self.count += batch.size // batch.shape[axis]
 
 
+@dataclass(frozen=True)
+class Replay:
+    """The model as it was observed, and its samples once more.
+
+    Args:
+        model: a clone; it shares the tensors.
+        batches: gives so many samples at most, spread evenly, as arrays by input name.
+    """
+
+    model: ir.Model
+    batches: Callable[[int], Iterator[dict[str, Array]]]
+
+
 @dataclass
 class Statistics:
-    """What was collected, by value name and kind."""
+    """What was collected, by value name and kind.
+
+    ``replay`` is for passes that compare what the quantized model computes with what the observed one did.
+    """
 
     states: dict[tuple[str, Kind], Any] = field(default_factory=dict)
     samples: int = 0
+    replay: Replay | None = None
 
     @property
     def collected(self) -> bool:

@@ -10,6 +10,7 @@ import small_graphs as small
 
 from qcomp import files, runtime
 from qcomp.calibration.calibrator import Calibrator
+from qcomp.calibration.channels import ChannelRange, ChannelSquare
 from qcomp.calibration.data import open_data
 from qcomp.calibration.observers import ChannelMean, Distribution, Observation, PatchMean
 from qcomp.errors import CalibrationError, DataError, ModelError
@@ -96,6 +97,34 @@ def test_splitting_the_samples_and_merging_is_the_same():
     assert parts[0].samples == whole.samples
 
 
+def test_the_samples_and_the_model_once_more():
+    model, _, samples = model_and_samples()
+    replay = Calibrator(samples, limit=7, batch=3).collect(model, []).replay
+    assert [len(batch["x"]) for batch in replay.batches(5)] == [3, 2]
+    assert sum(len(batch["x"]) for batch in replay.batches(99)) == 7
+    outputs = runtime.run_batches(runtime.session(replay.model), replay.batches(7))
+    assert list(outputs) == [str(v.name) for v in model.graph.outputs]
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_extremes_and_squares_of_channels(axis):
+    model, feeds, samples = model_and_samples()
+    x, kinds = model.graph.inputs[0], (ChannelRange(axis), ChannelSquare(axis))
+    wishes = [Observation(x, kind) for kind in kinds]
+    whole = Calibrator(samples, batch=4).collect(model, wishes)
+    parts = [
+        Calibrator(open_data({"x": half}, runtime.input_specs(model))).collect(model, wishes)
+        for half in (feeds["x"][:5], feeds["x"][5:])
+    ]
+    parts[0].merge(parts[1])
+    others = tuple(i for i in range(feeds["x"].ndim) if i != axis % feeds["x"].ndim)
+    for stats in (whole, parts[0]):
+        found, square = (stats.find(x, kind) for kind in kinds)
+        assert (found.low == feeds["x"].min(axis=others)).all()
+        assert (found.high == feeds["x"].max(axis=others)).all()
+        np.testing.assert_allclose(square.mean, (feeds["x"].astype("f8") ** 2).mean(axis=others), rtol=1e-5)
+
+
 def test_no_observations_at_all():
     model, _, samples = model_and_samples()
     stats = Calibrator(samples).collect(model, [])
@@ -127,7 +156,7 @@ def test_memory_does_not_grow_with_the_samples():
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert stats.samples == limit
-        sizes.append(len(pickle.dumps(stats)))
+        sizes.append(len(pickle.dumps(stats.states)))
     assert specs[0].shape[0] == "N"
     assert sizes[1] <= sizes[0] + 64
     assert peaks[1] <= peaks[0] * 1.2 + 100_000

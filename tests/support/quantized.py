@@ -27,7 +27,12 @@ class Batches:
     def __init__(self, *batches: dict[str, np.ndarray]) -> None:
         self.all = list(batches)
 
+    count = None
+
     def batches(self, size, limit=None):
+        yield from self.all
+
+    def few(self, count, batch):
         yield from self.all
 
 
