@@ -147,8 +147,8 @@ def _taps_behind_one_another(context: Context, layer: Layer) -> ir.Value:
 
 def _made(layer: Layer) -> tuple[int, ...]:
     """``(*outputs, OC)``, 0 where dynamic."""
-    sizes = (0,) * len(layer.sizes) if layer.static is None else layer.window.out_sizes(layer.static)
-    return (*sizes, layer.weight.shape[0])
+    sizes = reading.sizes(layer.node, layer.result)[2:]
+    return (*(s or 0 for s in sizes), layer.weight.shape[0])
 
 
 def _matrix(weight: Array) -> Array:

@@ -58,16 +58,18 @@ def _constant_weight(
     if matrix.ndim == 2:
         sums = weighted_sums(node, rows, zero, offsets)
     else:
-        sums = _in_batches(node, rows, offsets)
+        sums = _in_batches(node, columns, offsets)
         inputs.append(context.emitter.constant(np.uint8(zero), f"{name}_zero_point"))
     raw = context.emitter.op("MatMulInteger", inputs, f"{name}_product")
     new = requantize(context.emitter, raw, sums, Target(factor, target_zero, low, high), name)
     context.replace(node, result, new)
 
 
-def _in_batches(node: ir.Node, rows: Array, offsets: IntArray) -> Sums:
-    """Bounds for each of several matrices, whose columns stand behind one another, zero points subtracted."""
-    most = weighted_sums(node, np.abs(rows.astype(np.int16)), 0, offsets).most
+def _in_batches(node: ir.Node, matrices: Array, offsets: IntArray) -> Sums:
+    """Bounds for matrices ``(.., K, channels)``, of the largest among them; zero points are subtracted."""
+    sums = np.abs(matrices.astype(np.int16)).sum(axis=-2, dtype=np.int64)
+    largest = sums.reshape(-1, sums.shape[-1]).max(axis=0)
+    most = weighted_sums(node, largest[:, None], 0, offsets).most
     return Sums(-most, most, offsets)
 
 

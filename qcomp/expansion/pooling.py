@@ -32,8 +32,8 @@ def max_pool(context: Context, node: ir.Node) -> bool:
     if window is None or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return False
     result, emitter, static = node.outputs[0], context.emitter, None not in sizes
-    outs = window.out_sizes([s or 0 for s in sizes]) if static else (0,) * len(sizes)
-    if static and outs != reading.sizes(node, result)[2:]:
+    outs = tuple(s or 0 for s in reading.sizes(node, result)[2:])
+    if static and outs != window.out_sizes([s or 0 for s in sizes]):
         return False
     name = str(result.name)
     value = window.pad(emitter, context.forms.last(source), 0, name)

@@ -38,7 +38,8 @@ def table(site: Site, emitter: Emitter) -> ir.Value:
 def softmax(site: Site, emitter: Emitter) -> ir.Value:
     """``qcomp.Softmax``, and a table that adds the zero point where values below 0 share its scale."""
     axis = graph.attribute(site.node, "axis", -1)
-    length = (graph.static_shape(site.integers()) or (None,))[axis] or MOST_LENGTH
+    sizes = graph.static_shape(site.integers())
+    length = (sizes[axis] if sizes else None) or MOST_LENGTH
     with _blaming(site):
         constants = Softmax.of(site.input_scale(), y_scale=site.scale, length=length).constants
     result = _call(site, emitter, "Softmax", constants, {"axes": [axis]})

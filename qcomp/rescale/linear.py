@@ -99,7 +99,8 @@ class _Weight:
     """The rounded weight and bias of a site, its factor, and the proof that int32 holds the accumulator.
 
     Raises:
-        UnsupportedError: the weight is not rounded, the accumulator may leave int32, or the scales are not dyadic.
+        UnsupportedError: the weight is not rounded, it or the bias is on another grid than the integer operators know,
+            the accumulator may leave int32, or the scales are not dyadic.
     """
 
     def __init__(self, site: Site) -> None:
@@ -110,8 +111,9 @@ class _Weight:
         if found is None or found.quantize is not None or array is None or array.dtype != np.int8:
             hint = "run round-weights before"
             raise UnsupportedError("its weight is not rounded to int8", where=graph.describe(node), hint=hint)
-        self.integers, self._array = found.source, array
+        self.integers = found.source
         axis = operators.weight_axis(node, array.shape)
+        _check_grid(node, found, axis)
         rows = _summed(array) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
         self.channels = rows.shape[0]
         self.width = array.shape[0]
@@ -168,9 +170,26 @@ def _bias(site: Site, step: Array) -> Array | None:
     array = graph.constant(found.source if found is not None else value)
     assert array is not None
     if found is not None:
+        _check_bias(site.node, found, step)
         return array.astype(np.int32)
     rounded: Array = np.clip(np.rint(array / step), -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
     return rounded
+
+
+def _check_grid(node: ir.Node, weight: qdq.Reader, axis: int | None) -> None:
+    """The integer operators know symmetric weights alone, with scales for output channels."""
+    where, hint = graph.describe(node), "let qcomp insert Q/DQ"
+    if weight.zero_point.any():
+        raise UnsupportedError("its weight has a zero point other than 0", where=where, hint=hint)
+    if weight.scale.size > 1 and (weight.scale.ndim > 1 or weight.axis != axis):
+        raise UnsupportedError("its weight's scales are not those of its output channels", where=where, hint=hint)
+
+
+def _check_bias(node: ir.Node, bias: qdq.Reader, step: Array) -> None:
+    """The bias is added to the accumulator as it is, so it must have the accumulator's step."""
+    if bias.zero_point.any() or not np.allclose(bias.scale, step, rtol=_CLOSE, atol=0):
+        what = "its bias has a zero point, or another scale than x_scale * w_scale"
+        raise UnsupportedError(what, where=graph.describe(node), hint="let qcomp insert Q/DQ")
 
 
 def _check_bound(node: ir.Node, bound: Array) -> None:

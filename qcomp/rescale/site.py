@@ -15,8 +15,6 @@ from qcomp.graph import Array, Names
 
 MICROSOFT = "com.microsoft"
 """ONNX Runtime's own operators."""
-OWN = "qcomp"
-"""The functions of `qcomp.integer`."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +114,14 @@ def check_types(site: Site) -> None:
     Raises:
         UnsupportedError: names the operator.
     """
-    zeros = [reader.zero_point for reader in site.inputs]
-    zeros += [array for q in site.quantizes if q is not None and (array := graph.constant(q.inputs[2])) is not None]
+    ends = [q.inputs[2] if len(q.inputs) > 2 else None for q in site.quantizes if q is not None]
+    given = [graph.constant(zero) for zero in ends]
+    zeros = [*(reader.zero_point for reader in site.inputs), *(zero for zero in given if zero is not None)]
     where = graph.describe(site.node)
     if any(zero.dtype != np.uint8 for zero in zeros):
         hint = "compile with --activations uint8, or a shorter uint type"
         raise UnsupportedError("integer forms take uint8 activations", where=where, hint=hint)
-    if any(zero.ndim or int(zero) % 2 for zero in zeros):
+    if None in ends or any(zero.ndim or int(zero) % 2 for zero in zeros):
         hint = "let qcomp insert Q/DQ"
         raise UnsupportedError("integer forms need one even zero point a tensor", where=where, hint=hint)
 

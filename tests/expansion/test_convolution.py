@@ -55,6 +55,16 @@ def test_groups_and_dynamic_sizes(seed, dims, dynamic, group, width, each):
     graphs.check(b, b.nodes[-1].output[0], size=int(b.rng.integers(6, 9)))
 
 
+@pytest.mark.parametrize("sizes", [(8, "W"), ("H", 8), ("H", "W")])
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_chains_of_partly_dynamic_sizes(sizes, group):
+    b = graphs.Builder(group)
+    x = b.conv(b.input("x", ["N", 4, *sizes]), 8, 4 // group, (3, 3), pads=[1] * 4, group=group)
+    x = b.op("MaxPool", x, kernel_shape=[2, 2], strides=[2, 1])
+    x = b.add(x, b.conv(x, 8, 8, (1, 1)))
+    graphs.check(b, b.conv(x, 6, 8, (3, 3), pads=[1] * 4), size=8)
+
+
 @pytest.mark.parametrize("width", [1, 3, 16])
 @pytest.mark.parametrize(
     ("kernel", "stride", "pads"), [((3, 3), 1, [1] * 4), ((3, 5), 2, [1, 0, 2, 3]), ((7, 7), 2, [3] * 4)]

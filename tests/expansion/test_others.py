@@ -34,6 +34,15 @@ def test_matmul_by_weights_in_a_batch(seed):
     graphs.check(b, b.op("QLinearMatMul", *inputs))
 
 
+def test_each_matrix_of_a_batch_has_sums_of_its_own():
+    """All of them together would not fit in int32."""
+    b = graphs.Builder(0)
+    weight = b.constant(np.full((80, 1024, 2), 127, np.int8))
+    inputs = [b.input("x", [80, 1, 1024]), b.one(), b.constant(np.uint8(0)), weight, b.constant(np.float32(2.0**-16))]
+    inputs += [b.constant(np.int8(0)), b.one(), b.constant(np.uint8(0))]
+    graphs.check(b, b.op("QLinearMatMul", *inputs))
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("inner", [16, "L"])
 def test_matmul_of_two_activations(seed, inner):

@@ -10,6 +10,7 @@ import small_graphs as small
 from onnx import TensorProto, helper
 
 from qcomp import graph, noted_scales
+from qcomp.calibration.observers import Statistics
 from qcomp.errors import UnsupportedError
 from qcomp.passes.dyadic_rescale import DyadicRescale
 from qcomp.quantization.dyadic import Dyadic
@@ -253,6 +254,58 @@ def test_free_scales_are_refused_with_a_hint():
 def test_weights_that_are_not_rounded_are_refused():
     with pytest.raises(UnsupportedError, match=r"Conv 'node_conv.*round-weights"):
         quantized.quantize(build(conv), line=LINE.replace("round-weights,", ""))
+
+
+def rounded(operand: int):
+    """A Q/DQ graph of a square product, and the DequantizeLinear of its weight (1) or bias (2)."""
+    model = quantized.quantize(build(square), line=QDQ)
+    node = next(n for n in model.graph if n.op_type == "Gemm")
+    return model, node.inputs[operand].producer()
+
+
+def square(b, x):
+    b.op("Gemm", b.op("Flatten", x), b.random(256, 256), b.random(256), name="y")
+
+
+def test_a_bias_on_another_grid_is_refused():
+    model, dequantize = rounded(2)
+    graph.set_constant(dequantize, 1, 2 * graph.constant(dequantize.inputs[1]), graph.Names(model.graph), "scale")
+    with pytest.raises(UnsupportedError, match=r"Gemm 'node_y': its bias"):
+        DyadicRescale().run(model, Statistics())
+
+
+@pytest.mark.parametrize("operand", [1, 2])
+def test_a_weight_or_bias_with_a_zero_point_is_refused(operand):
+    model, dequantize = rounded(operand)
+    ones = np.ones_like(graph.constant(dequantize.inputs[1]), graph.constant(dequantize.inputs[0]).dtype)
+    graph.set_constant(dequantize, 2, ones, graph.Names(model.graph), "zero_point")
+    with pytest.raises(UnsupportedError, match=r"Gemm 'node_y': its (weight|bias).*zero point"):
+        DyadicRescale().run(model, Statistics())
+
+
+def test_weight_scales_along_another_axis_are_refused():
+    model, dequantize = rounded(1)
+    dequantize.attributes["axis"] = ir.AttrInt64("axis", 0)
+    with pytest.raises(UnsupportedError, match=r"Gemm 'node_y': its weight's scales"):
+        DyadicRescale().run(model, Statistics())
+
+
+def test_a_result_without_a_zero_point_is_refused():
+    model, _ = rounded(1)
+    product = next(n for n in model.graph if n.op_type == "Gemm")
+    quantize = graph.only_user(product.outputs[0])
+    quantize.resize_inputs(2)
+    with pytest.raises(UnsupportedError, match=r"Gemm 'node_y'.*one even zero point"):
+        DyadicRescale().run(model, Statistics())
+
+
+def test_a_softmax_of_unknown_rank():
+    b = small.Builder(0)
+    b.op("Softmax", b.input("x", ["N", 4, 8, 8]), axis=1, name="y")
+    model = quantized.quantize(b.model("y"), line=QDQ)
+    for value in graph.all_values(model.graph):
+        value.shape = None if not value.is_initializer() else value.shape
+    assert DyadicRescale().run(model, Statistics())
 
 
 @pytest.mark.parametrize("kind", ["int8", "uint16"])
