@@ -16,6 +16,7 @@ import zoo
 import qcomp
 from qcomp import runtime
 from qcomp.models.large import large_mlp
+from qcomp.report.outputs import sqnr
 
 
 def main() -> None:
@@ -51,7 +52,7 @@ def _check(folder: Path) -> tuple[float, float]:
     outputs = []
     for name in ("model.onnx", "quantized.onnx"):
         outputs.append(runtime.run_batches(runtime.session(folder / name), [feeds])["y"])
-    return _row_error(folder), qcomp.guard.sqnr(*outputs)
+    return _row_error(folder), sqnr(*outputs)
 
 
 def _row_error(folder: Path) -> float:

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from qcomp import files, guard, runtime
+from qcomp import files, runtime
 from qcomp.calibration.data import PRESETS, Preprocess, Samples, load_labels, open_data
 from qcomp.compiler import DEFAULT_BATCH
 from qcomp.models import digits
+from qcomp.report.outputs import sqnr
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
@@ -99,7 +100,7 @@ class Outcome:
 
     def sqnr(self, actual: Outcome) -> float:
         """dB of the worst output, this one being the reference."""
-        return min(guard.sqnr(a, b) for a, b in zip(self.outputs, actual.outputs, strict=True))
+        return min(sqnr(a, b) for a, b in zip(self.outputs, actual.outputs, strict=True))
 
 
 def evaluate(model: Model, runner: Any, batches: Sequence[Feeds], truth: Any) -> Outcome:

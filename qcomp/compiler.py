@@ -23,6 +23,7 @@ from qcomp.errors import DataError, OptionError, OutputError
 from qcomp.pipeline import Hooks, Pass
 from qcomp.report.summary import Report, describe
 from qcomp.runtime import Array, Feeds
+from qcomp.trial import few
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 DEFAULT_SAMPLES = 512
@@ -205,7 +206,7 @@ class _Job:
     def sample_outputs(self, model: ir.Model) -> dict[str, Array]:
         """The outputs of a few samples, with every operator run as it stands."""
         runner = runtime.session(model, threads=self.threads, optimize=False)
-        return runtime.run_batches(runner, guard.few(self.data, model, guard.VERIFY_SAMPLES, self.batch))
+        return runtime.run_batches(runner, few(self.data, model, guard.VERIFY_SAMPLES, self.batch))
 
 
 def _needing(line: Sequence[Pass]) -> list[Pass]:

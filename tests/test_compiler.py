@@ -10,11 +10,12 @@ import quantized
 import small_graphs as small
 from onnx import TensorProto, helper
 
-from qcomp import guard, runtime
+from qcomp import runtime
 from qcomp.compiler import compile as compile_model
 from qcomp.errors import DataError, ModelError, OptionError, OutputError, QcompError
 from qcomp.models import digits
 from qcomp.report import inspection
+from qcomp.report.outputs import sqnr
 
 IMAGES = digits.data()
 CALIBRATION = {"image": IMAGES["train"][:64]}
@@ -36,7 +37,7 @@ def test_the_digits_models_keep_their_accuracy(name, level):
     result = compile_model(digits.load(name), CALIBRATION, level=level, verify=True)
     expected = runtime.run_batches(runtime.session(digits.load(name)), [TEST])["logits"]
     logits = result.run(TEST)["logits"]
-    assert guard.sqnr(expected, logits) > 25
+    assert sqnr(expected, logits) > 25
     assert accuracy(logits) > accuracy(expected) - 0.01
     quantized.check(result.model)
     assert bool(result.report.notes) is (level > 1)
@@ -257,7 +258,7 @@ def test_an_embedding_model_with_integer_inputs_and_a_mask():
     for passes in (None, quantized.WITHOUT_CHOICE):
         result = compile_model(proto, data, passes=passes)
         expected = small.run(quantized.loaded(proto), padded)["y"]
-        assert guard.sqnr(expected, result.run(padded)["y"]) > 25
+        assert sqnr(expected, result.run(padded)["y"]) > 25
 
 
 def test_dynamic_sizes():

@@ -9,9 +9,10 @@ import quantized
 import small_graphs as small
 from onnx import TensorProto, helper
 
-from qcomp import guard
+from qcomp import guard, trial
 from qcomp.compiler import compile as compile_model
 from qcomp.errors import OptionError
+from qcomp.report.outputs import sqnr
 
 PASSES = f"{quantized.FLOAT_REWRITES},choose-precision{{by=all}},insert-qdq,round-weights"
 RNG = np.random.default_rng(0)
@@ -39,18 +40,18 @@ def compiled(proto, **options):
 
 def test_sqnr():
     signal = np.array([3.0, 4.0], np.float32)
-    assert guard.sqnr(signal, signal) == math.inf
-    assert guard.sqnr(signal, signal + np.float32([0.0, 0.5])) == pytest.approx(20)
-    assert guard.sqnr(np.zeros(2, "f4"), signal) < -1000
+    assert sqnr(signal, signal) == math.inf
+    assert sqnr(signal, signal + np.float32([0.0, 0.5])) == pytest.approx(20)
+    assert sqnr(np.zeros(2, "f4"), signal) < -1000
 
 
 def test_sqnr_of_infinities():
     masked = np.array([1.0, -np.inf, 3.0], np.float32)
-    assert guard.sqnr(masked, masked) == math.inf
-    assert guard.sqnr(masked, np.float32([1.0, -1e30, 3.0])) == math.inf
-    assert guard.sqnr(masked, np.float32([1.1, -np.inf, 3.0])) == pytest.approx(30, abs=0.1)
-    assert guard.sqnr(masked, np.float32([np.nan, -np.inf, 3.0])) == -math.inf
-    assert guard.sqnr(masked, np.float32([np.inf, -np.inf, 3.0])) == -math.inf
+    assert sqnr(masked, masked) == math.inf
+    assert sqnr(masked, np.float32([1.0, -1e30, 3.0])) == math.inf
+    assert sqnr(masked, np.float32([1.1, -np.inf, 3.0])) == pytest.approx(30, abs=0.1)
+    assert sqnr(masked, np.float32([np.nan, -np.inf, 3.0])) == -math.inf
+    assert sqnr(masked, np.float32([np.inf, -np.inf, 3.0])) == -math.inf
 
 
 def test_a_good_model_is_measured_and_left_alone():
@@ -94,7 +95,7 @@ def test_what_the_guard_measured_is_what_it_gives():
     result = compiled(proto, guard_db=25.0)
     samples = {"x": np.concatenate([d["x"] for d in DATA])}
     expected = quantized.loaded(proto)
-    ratio = guard.sqnr(small.run(expected, samples)["y"], result.run(samples)["y"])
+    ratio = sqnr(small.run(expected, samples)["y"], result.run(samples)["y"])
     assert ratio == pytest.approx(result.report.error.least, abs=0.5)
 
 
@@ -125,7 +126,7 @@ def test_warns_without_a_pass_that_chooses_too():
 
 def test_samples_are_random_where_there_are_none():
     model = quantized.loaded(poisoned(None))
-    first, second = guard.few(None, model, 4), guard.few(None, model, 4)
+    first, second = trial.few(None, model, 4), trial.few(None, model, 4)
     assert first[0]["x"].shape == (1, 4, 8, 8)
     np.testing.assert_array_equal(first[0]["x"], second[0]["x"])
 
@@ -135,7 +136,7 @@ def test_a_model_without_float_outputs_is_not_searched(monkeypatch):
     largest = helper.make_node("ArgMax", ["y"], ["class"], axis=1)
     proto.graph.node.append(largest)
     proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("class", TensorProto.INT64, None))
-    monkeypatch.setattr(guard._Trial, "run", lambda *_: pytest.fail("it searches"))
+    monkeypatch.setattr(trial.Trial, "run", lambda *_: pytest.fail("it searches"))
     error = compiled(proto, guard_db=20.0).report.error
     assert (error.sqnr, error.kept, error.reached) == ({}, [], False)
 

@@ -107,3 +107,10 @@ def _rank(scores: Array, labels: NDArray[np.int64]) -> NDArray[np.int64]:
     own = scores[np.arange(len(labels)), labels][:, None]
     before = (scores == own) & (np.arange(scores.shape[1]) < labels[:, None])
     return np.asarray(((scores > own) | before).sum(1))
+
+
+def sqnr(reference: Array, actual: Array) -> float:
+    """Signal-to-quantization-noise ratio in dB of two arrays of one shape; see `Ratio`."""
+    ratio = Ratio()
+    ratio.update(reference, actual)
+    return ratio.decibels

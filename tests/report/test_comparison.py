@@ -9,12 +9,12 @@ import onnx
 import pytest
 import small_graphs as small
 
-from qcomp import compiler, files, guard, runtime
+from qcomp import compiler, files, runtime
 from qcomp.calibration.data import open_data
 from qcomp.errors import DataError, ModelError
 from qcomp.models import digits
 from qcomp.report import comparison
-from qcomp.report.outputs import Accuracy, OutputError, Ratio
+from qcomp.report.outputs import Accuracy, OutputError, Ratio, sqnr
 
 
 def samples_for(model, **arrays):
@@ -42,7 +42,7 @@ def test_ratio_is_that_of_the_whole_whatever_the_batches():
     whole = Ratio()
     for rows in np.split(np.arange(9), [1, 5]):
         whole.update(signal[rows], signal[rows] + noise[rows])
-    assert whole.decibels == pytest.approx(guard.sqnr(signal, signal + noise))
+    assert whole.decibels == pytest.approx(sqnr(signal, signal + noise))
 
 
 def test_ratio_leaves_out_what_is_not_finite():

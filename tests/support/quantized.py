@@ -13,9 +13,10 @@ import onnx
 import onnx_ir as ir
 import small_graphs as small
 
-from qcomp import files, graph, guard, pipeline, runtime, shapes
+from qcomp import files, graph, pipeline, runtime, shapes
 from qcomp.calibration.calibrator import Calibrator
 from qcomp.calibration.observers import Distribution, Observation, Statistics
+from qcomp.report import outputs
 
 FLOAT_REWRITES = pipeline.PRESETS[0].partition(",choose-precision")[0]
 WITHOUT_CHOICE = f"{FLOAT_REWRITES},choose-precision{{by=all}},insert-qdq{{ranges=minmax}},round-weights"
@@ -66,7 +67,7 @@ def sqnr(before: ir.Model, after: ir.Model, inputs: dict[str, np.ndarray]) -> di
     old, new = small.run(before, inputs), small.run(after, inputs)
     assert list(old) == list(new)
     assert all(old[name].shape == new[name].shape for name in old)
-    return {name: guard.sqnr(old[name], new[name]) for name in old}
+    return {name: outputs.sqnr(old[name], new[name]) for name in old}
 
 
 def fused(model: ir.Model) -> list[str]:
@@ -103,7 +104,7 @@ def run_optimized(model: ir.Model, inputs: dict[str, np.ndarray]) -> list[np.nda
     return runtime.session(model).run(None, inputs)
 
 
-ratio = guard.sqnr
+ratio = outputs.sqnr
 
 
 def loaded(proto: onnx.ModelProto) -> ir.Model:
