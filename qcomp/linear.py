@@ -138,6 +138,17 @@ class Linear:
             bias = bias + self._product(np.broadcast_to(shift, size))
         return self._store(names, weight, bias)
 
+    def magnitudes(self) -> Array:
+        """The largest weight between two channels, by magnitude: float32 ``(groups, outputs, inputs)`` of a group."""
+        weight: Array = np.abs(self.weight)
+        if not self._is_convolution():
+            weight = weight.max(axis=tuple(range(weight.ndim - 2)))[None]
+        else:
+            weight = weight.reshape(self.groups, weight.shape[0] // self.groups, *weight.shape[1:])
+            weight = weight.max(axis=tuple(range(3, weight.ndim)))
+        first = self._output_axis - (0 if self._is_convolution() else len(self.weight_shape) - 2)
+        return weight if first == 0 else weight.transpose(0, 2, 1)
+
     @property
     def _output_axis(self) -> int:
         """The axis of the weights, in groups, that holds the output channels of a group."""
