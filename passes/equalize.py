@@ -33,6 +33,7 @@ from qcomp.errors import OptionError
 from qcomp.graph import Array
 from qcomp.linear import Linear
 from qcomp.pipeline import Pass
+from qcomp.renaming import rename_between
 
 logger = logging.getLogger(__name__)
 
@@ -112,4 +113,6 @@ def _scale(found: FreeChannels, scales: Array, names: graph.Names) -> bool:
             logger.info("%s: %d channels scaled", graph.describe(before.node), np.count_nonzero(outputs != 1))
         if site.inputs is not None and np.any(scales[site.inputs] != 1):
             before.affine_input(names, 1 / scales[site.inputs], np.zeros(1))
-    return bool(np.any(scales != 1))
+    changed = [site.linear.node for site in found.sites if np.any(scales[site.outputs] != 1)]
+    rename_between(changed, [site.linear.node for site in found.sites], names, absorb.RENAMED)
+    return bool(changed)

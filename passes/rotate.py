@@ -29,6 +29,7 @@ from qcomp.feature_spaces import Constant, Space
 from qcomp.linear import Linear
 from qcomp.pipeline import Pass
 from qcomp.quantization.rotations import Rotation, rotation
+from qcomp.renaming import rename_between
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def _rotate(space: Space, by: Rotation, names: graph.Names) -> None:
     for linear in space.readers:
         rotated = by.apply(linear.weight, 1 - repeating.output_axis(linear))
         graph.set_constant(linear.node, 1, rotated.astype(np.float32), names, "weight")
+    written = [*(linear.node for linear in space.writers), *(constant.node for constant in space.constants)]
+    rename_between(written, [linear.node for linear in space.readers], names, "_rotated")
 
 
 def _rotate_output(linear: Linear, by: Rotation, names: graph.Names) -> None:

@@ -20,8 +20,12 @@ from qcomp.calibration.channels import ChannelRange, ChannelSquare
 from qcomp.calibration.observers import ChannelMean, Observation, Statistics
 from qcomp.graph import Array
 from qcomp.linear import Linear
+from qcomp.renaming import rename_between
 
 logger = logging.getLogger(__name__)
+
+RENAMED = "_equalized"
+"""The suffix of values that hold something else than before."""
 
 ENOUGH = 100
 """From fewer values than this of a channel, nothing is concluded."""
@@ -104,4 +108,5 @@ def _move(relu: _Relu, excess: Array | None, names: graph.Names) -> bool:
     )
     for linear in relu.after:
         linear.affine_input(names, np.ones(1), excess)
+    rename_between([relu.before.node], [linear.node for linear in relu.after], names, RENAMED)
     return True
