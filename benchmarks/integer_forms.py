@@ -30,7 +30,7 @@ import qcomp
 from qcomp import pipeline, runtime
 
 EVERYTHING = pipeline.preset(1).replace("choose-precision", "choose-precision{by=all}")
-FREE = EVERYTHING.replace("ranges=mse", "ranges=mse dyadic=false")
+FREE = EVERYTHING.replace("ranges=mse", "ranges=mse scales=free")
 WITH_FLOAT = ("ultraface", "minilm")
 """Boxes are decoded by operators without an integer form, masks are infinite."""
 BY_REFERENCE = (

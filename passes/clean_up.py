@@ -4,6 +4,7 @@
   Cast and Reshape that change nothing (onnxscript's constant folding, within limits of size),
 - ``Reshape(x, Concat(Shape(x)[0], [64]))`` becomes ``Reshape(x, [0, 64])``,
 - ``auto_pad`` becomes explicit pads: ``total = max((ceil(n / stride) - 1) * stride + (k - 1) * dilation + 1 - n, 0)``,
+- Max or Min with a number becomes Clip, which quantized ranges absorb,
 - equal operators on equal inputs become one; what nothing reads goes.
 
 No weights are loaded for it, and no output changes its name.
@@ -63,6 +64,7 @@ class CleanUp(Pass):
         for node in model.graph.all_nodes():
             _resolve_auto_pad(node)
         _remove_identities(model.graph)
+        _clip_by_numbers(model.graph)
         _merge_equal(model.graph)
         common.RemoveUnusedNodesPass()(model)
 
@@ -207,6 +209,33 @@ def _bypass(node: ir.Node) -> bool:
         return False
     graph.take_over(result, data)
     return True
+
+
+def _clip_by_numbers(main: ir.Graph) -> None:
+    """Write Max and Min of a float32 activation and one number as Clip."""
+    names = graph.Names(main)
+    for node in main:
+        found = _number_and_data(node) if graph.is_op(node, "Max", "Min") and len(node.inputs) == 2 else None
+        if found is None:
+            continue
+        number, data = found
+        bound = graph.initializer(main, names, f"{node.outputs[0].name}_bound", np.asarray(number, np.float32))
+        inputs = [data, bound] if node.op_type == "Max" else [data, None, bound]
+        node.resize_inputs(len(inputs))
+        for index, value in enumerate(inputs):
+            node.replace_input_with(index, value)
+        node.op_type = "Clip"
+
+
+def _number_and_data(node: ir.Node) -> tuple[float, ir.Value] | None:
+    """The number among two inputs and the other one, where that gives the result its shape."""
+    for value, data in (tuple(node.inputs), tuple(reversed(node.inputs))):
+        number, rank = graph.scalar(value), graph.rank(value)
+        if number is None or data is None or np.isnan(number) or not graph.is_float(node.outputs[0]):
+            continue
+        if graph.constant_tensor(data) is None and rank is not None and rank <= (graph.rank(data) or 0):
+            return number, data
+    return None
 
 
 def _merge_equal(main: ir.Graph) -> None:

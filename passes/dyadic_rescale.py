@@ -11,6 +11,7 @@ refused by its name where it is not.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,11 +22,13 @@ from qcomp import graph, operators, qdq
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import UnsupportedError
 from qcomp.integer import functions as bodies
-from qcomp.operators import Role
+from qcomp.operators import MICROSOFT, Role
 from qcomp.pipeline import Pass
 from qcomp.rescale import arithmetic, functions, linear, moves
 from qcomp.rescale import site as sites
-from qcomp.rescale.site import MICROSOFT, Emitter, Site
+from qcomp.rescale.site import Emitter, Site
+
+logger = logging.getLogger(__name__)
 
 Lowering = Callable[[Site, Emitter], ir.Value]
 LOWERINGS: dict[str, Lowering] = {
@@ -46,6 +49,9 @@ SLOWER = ("Softmax",)
 """Faster between DequantizeLinear and QuantizeLinear, where ONNX Runtime has a kernel of its own for it."""
 NAMED = 3
 """How many operators an error names."""
+_STANDING = (Role.CLAMP, Role.ON_INTEGERS)
+"""What stands on the integers already where it has a form."""
+_ENDS = ("QuantizeLinear", "DequantizeLinear")
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class DyadicRescale(Pass):
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         emitter = Emitter(model.graph)
         skipped = SLOWER if self.allow_float else ()
-        changed = [_lower(node, emitter) for node in tuple(model.graph) if not graph.is_op(node, *skipped)]
+        changed = [self._visit(node, emitter) for node in tuple(model.graph) if not graph.is_op(node, *skipped)]
         emitter.clean_up()
         changed.append(_read_shapes_of_integers(model))
         if not self.allow_float:
@@ -72,18 +78,38 @@ class DyadicRescale(Pass):
             _import_domains(model)
         return any(changed)
 
+    def _visit(self, node: ir.Node, emitter: Emitter) -> bool:
+        """Lower an operator, or note why it stays in float, where that is allowed; say whether anything changed."""
+        site = sites.find(node)
+        if site is None or operators.role(node) in _STANDING:
+            return False
+        sites.check_types(site)
+        try:
+            _lower(site, emitter)
+        except UnsupportedError as error:
+            if not self.allow_float:
+                raise
+            node.metadata_props[qdq.FLOAT_REASON] = error.what
+            logger.info("%s: stays in float: %s", graph.describe(node), error.what)
+        return True
 
-def _lower(node: ir.Node, emitter: Emitter) -> bool:
-    site = sites.find(node)
-    if site is None:
-        return False
-    sites.check_types(site)
+
+def _lower(site: Site, emitter: Emitter) -> None:
+    """Put integer operators in the place of a site.
+
+    Raises:
+        UnsupportedError: it has no such form; nothing has changed.
+    """
+    node = site.node
     lowering = functions.table if operators.role(node) is Role.UNARY else LOWERINGS.get(node.op_type)
     if lowering is not None:
         emitter.finish(site, lowering(site, emitter))
     elif operators.role(node) is Role.SAME_SCALE:
         moves.same_scale(site, emitter)
-    return lowering is not None or operators.role(node) is Role.SAME_SCALE
+    else:
+        what = node.metadata_props.get(qdq.NOT_LOWERED, f"{node.op_type} has no integer operator")
+        hint = "leave it in float with --allow-float"
+        raise UnsupportedError(what, where=graph.describe(node), hint=hint)
 
 
 def _read_shapes_of_integers(model: ir.Model) -> bool:
@@ -107,12 +133,28 @@ def _refuse_floats(model: ir.Model) -> None:
     found = [node for node in model.graph if _computes_floats(node)]
     if not found:
         return
-    causes = [node for node in found if qdq.why_float(node) is not None] or found
+    causes = [node for node in found if qdq.why_float(node) is not None] or _beside_conversions(found) or found
     named = "; ".join(f"{graph.describe(node)}: {_reason(node)}" for node in causes[:NAMED])
     more = f"; and {len(causes) - NAMED} more" if len(causes) > NAMED else ""
     count = "1 operator stays" if len(causes) == 1 else f"{len(causes)} operators stay"
     hint = "leave them in float with --allow-float, or cut the model before them"
     raise UnsupportedError(f"{count} in float: {named}{more}", hint=hint)
+
+
+def _beside_conversions(found: list[ir.Node]) -> list[ir.Node]:
+    """The operators among these nodes, and those that conversions among them read floats of or give floats to."""
+    named: dict[ir.Node, None] = {}
+    for node in found:
+        around = [node] if not graph.is_op(node, *_ENDS) else _float_side(node)
+        named.update((n, None) for n in around if not graph.is_op(n, *_ENDS))
+    return list(named)
+
+
+def _float_side(node: ir.Node) -> list[ir.Node]:
+    if graph.is_op(node, "DequantizeLinear"):
+        return [user for user, _ in node.outputs[0].uses()]
+    maker = None if node.inputs[0] is None else node.inputs[0].producer()
+    return [] if maker is None else [maker]
 
 
 def _computes_floats(node: ir.Node) -> bool:

@@ -49,20 +49,27 @@ class Equalize(Pass):
             pass through a Clip, which is exact for every input.
         headroom: a channel is near a bound from this share of it on, as ``bound / headroom``; at least 1.
         absorb: whether what a channel behind a Relu never falls below moves into the next layer's bias.
+        per_channel: whether weights will have a scale for each output channel; then their ranges may differ, and
+            nothing is done: it would cost activations more than weights gain.
     """
 
     clip: Literal["seen", "keep"] = "seen"
     headroom: float = 1.25
     absorb: bool = True
+    per_channel: bool = False
     tolerance: ClassVar[float | None] = 1e-5
     moves_values: ClassVar[bool] = True
 
     def observe(self, model: ir.Model) -> Iterable[Observation]:
+        if self.per_channel:
+            return
         yield from self._limits().observe(model, free_channels.find(model))
         if self.absorb:
             yield from absorb.observe(model)
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
+        if self.per_channel:
+            return False
         limits, names = self._limits(), graph.Names(model.graph)
         if not _is_as_observed(model, stats):
             logger.info("equalize: nothing done: the statistics are of other weights, such as before equalization")

@@ -21,9 +21,9 @@ from qcomp import graph
 from qcomp import shapes as all_shapes
 from qcomp.calibration.observers import Statistics
 from qcomp.expansion import convolution, elementwise, matmul, moves, pooling, reading, shapes
-from qcomp.expansion.reading import MICROSOFT
 from qcomp.expansion.site import Context
 from qcomp.integer import functions
+from qcomp.operators import MICROSOFT
 from qcomp.pipeline import Pass
 
 _EXPANDED: dict[tuple[str, str], Callable[[Context, ir.Node], None]] = {

@@ -8,6 +8,10 @@ Each of them is an affine map ``s * x + t`` with one of ``s = 1`` and ``t = 0`` 
 
 A MatMul of two matrices that gains a bias becomes a Gemm; one of higher rank takes scales only, also through the Add
 of its bias, ``s * (x W + b) = x (W s) + s b``. Two maps of one kind in a row become one: ``(x * c) * d = x * (c d)``.
+Neg is the map ``-1 * x``.
+
+Of what stays, constants of several numbers are written so that they have an integer form, for which quantized sums and
+products know no difference and no quotient: ``x - c = x + (-c)``, ``c - x = -x + c`` and ``x / c = x * (1 / c)``.
 """
 
 from __future__ import annotations
@@ -34,12 +38,13 @@ _MOST_ELEMENTS = 1 << 16
 
 @dataclass(frozen=True)
 class FoldAffine(Pass):
-    """Fold Mul, Div, Add and Sub by constants into weights and biases: W' = W * s, b' = b * s + t."""
+    """Fold Mul, Div, Add, Sub by constants and Neg into weights and biases: W' = W * s, b' = b * s + t."""
 
     tolerance: ClassVar[float | None] = 1e-5
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
         names = graph.Names(model.graph)
+        split = [_split_difference(node, names) for node in tuple(model.graph)]
         gone: list[ir.Node] = []
         for node in model.graph:
             affine = _match(node)
@@ -51,7 +56,8 @@ class FoldAffine(Pass):
             if affine and _fold_after(affine, names):
                 gone.append(node)
         graph.remove(model.graph, gone)
-        return bool(gone)
+        written = [_write_plainly(node, names) for node in model.graph]
+        return bool(gone) or any(split) or any(written)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class _Affine:
 
     node: ir.Node
     data: ir.Value
-    constant: ir.Value
+    constant: ir.Value | None
     scale: Array
     shift: Array
 
@@ -84,8 +90,11 @@ class _Affine:
 
 def _match(node: ir.Node) -> _Affine | None:
     """The node as an affine map of float32 data, or None."""
-    if not graph.is_op(node, *_SCALES, *_SHIFTS) or not graph.is_float(node.outputs[0]):
+    if not graph.is_op(node, "Neg", *_SCALES, *_SHIFTS) or not graph.is_float(node.outputs[0]):
         return None
+    if node.op_type == "Neg":
+        data = node.inputs[0]
+        return None if data is None else _Affine(node, data, None, -np.ones(()), np.zeros(()))
     first, second = node.inputs
     constants = [graph.constant_tensor(v) is not None for v in (first, second)]
     if first is None or second is None or sum(constants) != 1 or (constants[0] and node.op_type == "Div"):
@@ -111,6 +120,31 @@ def _scale_shift(kind: str, constant: Array, first: bool) -> tuple[Array, Array]
     if kind == "Add":
         return one, constant
     return (-one, constant) if first else (one, -constant)
+
+
+def _split_difference(node: ir.Node, names: graph.Names) -> bool:
+    """Write ``c - x`` as ``-x + c``, where c is several numbers; say whether it was."""
+    affine = _match(node) if graph.is_op(node, "Sub") else None
+    if affine is None or affine.scale > 0 or affine.shift.size == 1:
+        return False
+    negated = ir.node("Neg", [affine.data], name=names.fresh(f"{node.name}_negated"))
+    negated.outputs[0].name = names.fresh(f"{affine.data.name}_negated")
+    negated.outputs[0].shape, negated.outputs[0].type = affine.data.shape, affine.data.type
+    graph.main_graph(node).insert_before(node, negated)
+    node.replace_input_with(1, negated.outputs[0])
+    node.op_type = "Add"
+    return True
+
+
+def _write_plainly(node: ir.Node, names: graph.Names) -> bool:
+    """Write ``x - c`` as a sum and ``x / c`` as a product, where c is several numbers; say whether it was."""
+    affine = _match(node) if graph.is_op(node, "Sub", "Div") else None
+    array = None if affine is None else affine.shift if node.op_type == "Sub" else affine.scale
+    if affine is None or array is None or array.size == 1 or not np.isfinite(array.astype(np.float32)).all():
+        return False
+    _set(affine, array.astype(np.float32), names)
+    node.op_type = "Add" if node.op_type == "Sub" else "Mul"
+    return True
 
 
 def _fold_before(affine: _Affine, names: graph.Names) -> bool:
@@ -151,10 +185,10 @@ def _fold_through(affine: _Affine, names: graph.Names) -> bool:
 def _merge(affine: _Affine, names: graph.Names) -> bool:
     """Two scales, or two shifts, in a row become one; the second's constant goes into the first."""
     kind = affine.node.op_type
-    first = _match_producer(affine, *(_SCALES if kind in _SCALES else _SHIFTS))
+    first = _match_producer(affine, *(_SHIFTS if kind in _SHIFTS else _SCALES))
     if first is None or (kind in _SHIFTS and (first.scale < 0 or affine.scale < 0)):
         return False
-    both = first.scale * affine.scale if kind in _SCALES else first.shift + affine.shift
+    both = first.shift + affine.shift if kind in _SHIFTS else first.scale * affine.scale
     larger = max(first.scale.size, first.shift.size, affine.scale.size, affine.shift.size)
     if both.size > larger:
         return False

@@ -6,23 +6,27 @@ Every operator without a reason to stay in float gets its activations, weight an
 - weights symmetric per output channel, kept in float behind their QuantizeLinear until a later pass rounds them;
 - biases as int32 with the scale ``x_scale * w_scale``, which must hold them: where it is too fine (dead channels),
   that channel's weight scale grows;
-- with ``dyadic``, scales such that every ``x_scale * w_scale / y_scale`` is a dyadic number ``m / 2^c``: integers
-  alone can then compute what the graph says, with no second rounding of the weights (see `qcomp.quantization.dyadic`);
+- scales such that every ``x_scale * w_scale / y_scale`` is a dyadic number ``m / 2^c``: integers alone can then compute
+  what the graph says, with no second rounding of the weights (see `qcomp.quantization.dyadic`); or all of them powers
+  of two, for hardware that only shifts (see `qcomp.quantization.power_of_two`);
 - a Relu or Clip that only bounds what an operator computes is absorbed by the quantized range;
 - Pad, and a Relu or Clip whose input others read too, stand on the integers, of 8 bits: for 16 ONNX Runtime has no
   kernel, and they stay between DequantizeLinear and QuantizeLinear.
+
+Weights alone (``activations=none``) may have a scale for each group of inputs: DequantizeLinear in blocks, which opset
+21 brought (Dettmers and Zettlemoyer 2023, arXiv:2212.09720, section 3). Up to 4 bits they are stored in 4. ONNX Runtime
+makes MatMulNBits of both, which quantizes activations by itself; for quantized ones it has a kernel for neither.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import onnx_ir as ir
 
-from qcomp import float_islands, graph, operators, qdq, scale_groups, units
+from qcomp import float_islands, graph, operators, qdq, scale_groups, units, upgrade, weight_grid
 from qcomp.calibration.observers import Distribution, Observation, Statistics
 from qcomp.linear_qdq import LinearWriter
 from qcomp.operators import Role
@@ -30,8 +34,7 @@ from qcomp.pipeline import Pass
 from qcomp.precision import integer_form
 from qcomp.quantization import qtype
 from qcomp.quantization.qparams import QParams
-
-logger = logging.getLogger(__name__)
+from qcomp.weight_grid import WeightGrid
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,15 @@ class InsertQdq(Pass):
         weight_ranges: ``mse`` searches each channel's range, ``minmax`` takes its largest weight; ``auto`` searches
             below 8 bits.
         per_channel: a scale for each output channel of a weight; else one for the tensor.
-        dyadic: choose scales whose ratios are dyadic numbers, for integer-only forms; else free ones.
+        scales: ``dyadic`` ratios, for integer-only forms; ``pow2``, powers of two, zero points being free integers;
+            or ``free`` ones.
         portable: weights whose products processors without 8-bit dot products add without saturation: in 7 bits, or
             proved safe as they are.
+        group: a scale for each group of so many inputs of each output channel of a MatMul or Gemm, a power of two from
+            16 on; for weights only.
+        container: of weights: ``int8``, which integer kernels read; ``int4``; ``auto`` is int4 for weights only of at
+            most 4 bits.
+        wide_ends: inputs and outputs of the model have 8 bits where activations have fewer.
     """
 
     weights: str = "int8"
@@ -56,30 +65,57 @@ class InsertQdq(Pass):
     ranges: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
     weight_ranges: Literal["auto", "minmax", "mse"] = "auto"
     per_channel: bool = True
-    dyadic: bool = True
+    scales: Literal["free", "dyadic", "pow2"] = "dyadic"
     portable: bool = False
+    group: int | None = None
+    container: Literal["auto", "int8", "int4"] = "auto"
+    wide_ends: bool = True
     tolerance: ClassVar[float | None] = None
 
     def observe(self, model: ir.Model) -> Iterable[Observation]:
+        self._check_options()
         if self.activations is None:
             return []
         return [Observation(value, Distribution()) for value in integer_form.observable(model)]
 
     def run(self, model: ir.Model, stats: Statistics) -> bool:
+        self._check_options()
         if any(graph.is_op(n, "QuantizeLinear", "DequantizeLinear") for n in model.graph):
             return False
-        weight_type = qtype.parse_weight(self.weights, "insert-qdq{weights}")
-        search = self.weight_ranges == "mse" or (self.weight_ranges == "auto" and weight_type.bits < 8)
         writer = qdq.Writer(model.graph)
-        linear = LinearWriter(writer, weight_type, search=search, per_channel=self.per_channel, portable=self.portable)
+        linear = LinearWriter(writer, self._grid(model))
         nodes = _in_integers(model)
         if self.activations is None:
             return linear.weights_only(nodes)
-        activation_type = qtype.parse(self.activations, "insert-qdq{activations}")
-        finder = scale_groups.Ranges(stats, self.ranges, activation_type)
-        _Insertion(model.graph, nodes, writer, linear, bits=activation_type.bits).run(finder, dyadic=self.dyadic)
+        kind = qtype.parse(self.activations, "insert-qdq{activations}")
+        ends = replace(kind, bits=8) if self.wide_ends and kind.bits < 8 else None
+        finder = scale_groups.Ranges(stats, self.ranges, kind, powers=self.scales == "pow2", ends=ends)
+        _Insertion(model.graph, nodes, writer, linear, bits=kind.bits).run(finder, self.scales)
         float_islands.shield(writer)
         return bool(nodes)
+
+    def _check_options(self) -> None:
+        weight_grid.parse(self.weights, self.container)
+        weight_grid.check_group(self.group, alone=self.activations is None)
+
+    def _grid(self, model: ir.Model) -> WeightGrid:
+        kind, version, powers = (
+            weight_grid.parse(self.weights, self.container),
+            upgrade.opset(model),
+            self.scales == "pow2",
+        )
+        weight_grid.check_opset(version, self.group, self.container)
+        alone = self.activations is None
+        found = WeightGrid(
+            kind,
+            search=self.weight_ranges == "mse" or (self.weight_ranges == "auto" and (kind.bits < 8 or powers)),
+            per_channel=self.per_channel,
+            portable=self.portable,
+            powers=powers,
+            group=self.group,
+            packed=weight_grid.packs(self.container, kind, version, alone=alone),
+        )
+        return found.alone() if alone else found
 
 
 def _in_integers(model: ir.Model) -> list[ir.Node]:
@@ -116,16 +152,17 @@ class _Insertion:
         self.scales: dict[int, qdq.Scale] = {}
         self.integers: dict[int, ir.Value] = {}
         """The quantized tensor of each value, by the value's id."""
-        self.dyadic_scales: dict[int, float] = {}
-        """The scale of each value, by the value's id, where those of the weights are to make its ratios dyadic."""
+        self.result_scales: dict[int, float] = {}
+        """The scale of each value, by the value's id, where those of the weights are to fit it."""
 
-    def run(self, finder: scale_groups.Ranges, *, dyadic: bool) -> None:
+    def run(self, finder: scale_groups.Ranges, scales: str) -> None:
         values = self._quantized_values()
         compute = [n for n in self.nodes if id(n) not in self.bias_adds and id(n) not in self.absorbed]
         params = scale_groups.assign(values, compute, finder)
-        if dyadic:
+        if scales == "dyadic":
             scale_groups.align(params, compute, self._result)
-            self.dyadic_scales = {key: float(found.scale) for key, (found, _) in params.items()}
+        if scales != "free":
+            self.result_scales = {key: float(found.scale) for key, (found, _) in params.items()}
         shared: dict[int, qdq.Scale] = {}
         for value in values:
             found, first = params[id(value)]
@@ -177,7 +214,7 @@ class _Insertion:
             return
         last, result = self._last(node), self._result(node)  # a quantized weight no longer shows what is its bias
         if operators.role(node) is Role.LINEAR:
-            self.linear.quantize(node, last, self.dyadic_scales.get(id(result)))
+            self.linear.quantize(node, last, self.result_scales.get(id(result)))
         if len(node.outputs) > 1:
             for out in node.outputs:
                 if id(out) in self.scales:

@@ -107,11 +107,19 @@ def _convolves(node: ir.Node) -> bool:
         return False
     shape = graph.static_shape(node.inputs[0])
     padded = any(graph.attribute(node, "pads", ())) or graph.attribute(node, "auto_pad", "NOTSET") != "NOTSET"
-    uneven = (padded and not graph.attribute(node, "count_include_pad", 0)) or graph.attribute(node, "ceil_mode", 0)
-    if shape is None or shape[1] is None or uneven or graph.attribute(node, "auto_pad", "NOTSET") != "NOTSET":
-        logger.info("%s: not lowered: its windows differ, or its channels are not known", graph.describe(node))
-        return False
-    return True
+    reason = None
+    if graph.attribute(node, "auto_pad", "NOTSET") != "NOTSET":
+        reason = "its pads follow from its size (auto_pad)"
+    elif padded and not graph.attribute(node, "count_include_pad", 0):
+        reason = "it leaves its padding out of the average (count_include_pad=0)"
+    elif graph.attribute(node, "ceil_mode", 0):
+        reason = "its last windows reach beyond its input (ceil_mode)"
+    elif shape is None or shape[1] is None:
+        reason = "its channels are not known"
+    if reason is not None:
+        node.metadata_props[qdq.NOT_LOWERED] = reason
+        logger.info("%s: not lowered: %s", graph.describe(node), reason)
+    return reason is None
 
 
 def _replace_by_conv(home: ir.Graph, node: ir.Node, names: graph.Names) -> None:

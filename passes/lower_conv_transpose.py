@@ -73,6 +73,7 @@ class LowerConvTranspose(Pass):
         for node in [n for n in model.graph if graph.is_op(n, "ConvTranspose")]:
             phases = self._phases(node)
             if isinstance(phases, str):
+                node.metadata_props[qdq.NOT_LOWERED] = phases
                 logger.info("%s: not lowered: %s", graph.describe(node), phases)
             else:
                 gone += _lower(node, phases, names)

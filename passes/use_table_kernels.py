@@ -18,8 +18,8 @@ from qcomp import graph
 from qcomp.calibration.observers import Statistics
 from qcomp.integer import functions
 from qcomp.integer.tables import LEVELS, Origin
+from qcomp.operators import MICROSOFT
 from qcomp.pipeline import Pass
-from qcomp.rescale.site import MICROSOFT
 
 logger = logging.getLogger(__name__)
 

@@ -21,9 +21,10 @@ from qcomp.calibration.data import Preprocess, Samples, open_data
 from qcomp.calibration.observers import Observation, Statistics
 from qcomp.errors import DataError, OptionError, OutputError
 from qcomp.pipeline import Hooks, Pass
+from qcomp.report import summary
 from qcomp.report.summary import Report, describe
 from qcomp.runtime import Array, Feeds
-from qcomp.trial import few
+from qcomp.trial import few, record_line, to_nearest
 
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 DEFAULT_SAMPLES = 512
@@ -68,6 +69,9 @@ def compile(
     to: str = "onnxruntime",
     weights: str | None = None,
     activations: str | None = None,
+    scales: str | None = None,
+    group: int | None = None,
+    per_channel: bool | None = None,
     keep: str | Sequence[str] = (),
     passes: str | None = None,
     samples: int | None = DEFAULT_SAMPLES,
@@ -90,6 +94,9 @@ def compile(
         level: the line of passes, 0 to 3.
         to: the backend with its options, as in ``"onnxruntime{form=qdq}"``.
         weights, activations: types, as in ``"int8"``, ``"uint8"``; None for those of the line.
+        scales: ``"dyadic"`` ratios, powers of two (``"pow2"``) or ``"free"``; None for those of the line.
+        group: with ``activations="none"``, a scale for each group of so many inputs of a MatMul or Gemm.
+        per_channel: False for one scale a weight, for hardware that knows no others; None for what the line says.
         keep: patterns of operator names or types that stay in float, or one.
         passes: a line of passes instead of that of the level.
         samples: how many samples to calibrate with at most, spread evenly over those there are; None for all.
@@ -109,10 +116,15 @@ def compile(
     start = time.perf_counter()
     backend = pipeline.parse_backend(to)
     kept = (keep,) if isinstance(keep, str) else tuple(keep)
-    line = passes_of(
-        level, backend, passes=passes, weights=weights, activations=activations, keep=kept, allow_float=allow_float
-    )
+    options = {"weights": weights, "activations": activations, "scales": scales, "group": group, "keep": kept}
+    options["per_channel"] = per_channel
+    line = passes_of(level, backend, passes=passes, allow_float=allow_float, **options)
+    if data is None and passes is None:
+        line = to_nearest(line)
     count = len(line) - len(pipeline.parse(backend.recipe))
+    if guard_db is not None and backend.takes_integers_only and not allow_float:
+        what, hint = f"keeps layers in float, and {backend} takes integers only", "add --allow-float"
+        raise OptionError(what, where=f"--guard {guard_db:g}", hint=hint)
     if out is not None:
         files.check_writable(Path(out))
     with _no_cyclic_gc():
@@ -124,10 +136,13 @@ def compile(
                 outputs=job.sample_outputs if verify else None,
                 dump=_dumper(Path(dump)) if dump is not None else None,
             )
+            record_line(job.model, line[:count])
             quantized, stats, found = guard.quantize(job.model, line[:count], hooks, job.data, guard_db, job.batch)
             report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
             if line[count:]:
+                total = summary.macs(quantized)
                 pipeline.run(quantized, line[count:], replace(hooks, start=count), stats)
+                report = summary.left_in_float(report, quantized, total)
                 report = replace(report, error=guard.measure_again(found, job.model, quantized, job.data, job.batch))
             written = backend.emit(quantized, Path(out)) if out is not None else []
     report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
@@ -145,6 +160,9 @@ def passes_of(
     line = pipeline.parse(pipeline.preset(level) if passes is None else passes)
     given = {key: value for key, value in options.items() if value not in (None, ())}
     if given.get("activations") == "none":
+        if backend.takes_integers_only:
+            what, hint = f"leaves all that computes in float, and {backend} takes integers only", "compile to form=qdq"
+            raise OptionError(what, where="--activations none", hint=hint)
         line = _weights_only(line)
     if backend.takes_integers_only and not allow_float and passes is None:
         line = _everything(line)
@@ -164,7 +182,8 @@ def _own_passes(backend: Backend, *, allow_float: bool) -> list[Pass]:
 
 def _everything(line: Sequence[Pass]) -> list[Pass]:
     """The line with every operator in integers that has an integer form."""
-    return [pipeline.override([s], by="all")[0] if s.name() == "choose-precision" else s for s in line]
+    wanted = {"choose-precision": {"by": "all"}, "reparameterize-scales": {"inputs": False}}
+    return [pipeline.override([s], **wanted.get(s.name(), {}))[0] for s in line]
 
 
 def _weights_only(line: Sequence[Pass]) -> list[Pass]:

@@ -85,7 +85,7 @@ def record(model: ir.Model) -> str:
 
 
 def read(model: ir.Model) -> str | None:
-    """Where the model is exact as its metadata say; None where they do not."""
+    """Where the model is exact as its metadata say, which anybody may have written; None where they do not."""
     found = model.metadata_props.get(KEY)
     return found if found in (EVERYWHERE, DOT_PRODUCT) else None
 
@@ -102,16 +102,16 @@ def needed(model: ir.Model) -> str:
 
 
 def warn(model: ir.Model, name: str) -> None:
-    """Log a warning where the model needs 8-bit dot products and this machine has none.
+    """Log a warning where the model needs 8-bit dot products and this machine has none, as its weights prove.
 
     Args:
         model: as its file holds it.
         name: of the model, for the message.
     """
-    if read(model) == EVERYWHERE or probe():
+    if probe():
         return
     try:
-        found = read(model) or needed(model)
+        found = needed(model)
     except ModelError:  # ONNX Runtime will say what is wrong with the model
         return
     if found == DOT_PRODUCT:

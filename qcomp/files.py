@@ -196,6 +196,11 @@ def is_quantized(node: ir.Node) -> bool:
     return node.op_type in _QUANTIZED or node.op_type.startswith(("QLinear", "QGemm", "MatMulNBits"))
 
 
+def is_quantized_model(model: ir.Model) -> bool:
+    """Whether any operator does, those of functions too."""
+    return any(is_quantized(node) for node in _all_nodes(model))
+
+
 def _check_floatable(model: ir.Model) -> None:
     for node in model.graph.all_nodes():
         if is_quantized(node):

@@ -6,7 +6,8 @@ walk of our own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import hashlib
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,6 +72,12 @@ def reading(tensor: ir.TensorProtocol, function: Callable[[Array], T]) -> T:
     return result
 
 
+def contents(array: Array) -> Hashable:
+    """A key that arrays of one dtype, shape and contents share; of few bytes, however large they are."""
+    flat = _contiguous(array).reshape(-1).view(np.uint8)
+    return array.dtype.str, array.shape, hashlib.sha256(flat.data).digest()
+
+
 def scalar(value: ir.Value | None) -> float | None:
     """The only element of a constant; None where it is not constant or has several elements."""
     tensor = constant_tensor(value)
@@ -86,9 +93,12 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
 
 
 def only_user(value: ir.Value) -> ir.Node | None:
-    """The single node that reads the value once, if it is no graph output."""
+    """The single node that reads the value once, if it is no graph output and the node is no part of a subgraph."""
     uses = tuple(value.uses())
-    return uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    user = uses[0][0]
+    return user if user.graph is value.graph else None
 
 
 def rank(value: ir.Value | None) -> int | None:

@@ -44,11 +44,18 @@ def why_not(model: ir.Model) -> str | None:
     value = first_float(model)
     if value is None:
         return None
+    kernel = next((user for user, _ in value.uses() if _has_float_scales(user)), None)
+    if kernel is not None and graph.constant_tensor(value) is not None:
+        return f"operators of ONNX Runtime with float scales ({graph.describe(kernel)})"
     node = value.producer() or next((user for user, _ in value.uses()), None)
     place = "" if node is None else f" ({graph.describe(node)})"
     if value.dtype is None:
         return f"the type of {value.name!r} is not known{place}"
     return f"the first float tensor is {value.name!r}{place}"
+
+
+def _has_float_scales(node: ir.Node) -> bool:
+    return node.op_type.startswith(("QLinear", "QGemm"))
 
 
 def inlined(model: ir.Model) -> ir.Model:

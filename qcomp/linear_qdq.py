@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -11,11 +12,16 @@ import onnx_ir as ir
 from qcomp import graph, operators, qdq
 from qcomp.errors import ModelError
 from qcomp.graph import Array
-from qcomp.quantization import ranges, weight_scales
+from qcomp.quantization import power_of_two, ranges, weight_scales
 from qcomp.quantization.qparams import TINY, QParams
 from qcomp.quantization.qtype import QType
 from qcomp.quantization.saturation import pair_reach, saturates
+from qcomp.weight_grid import WeightGrid
 
+logger = logging.getLogger(__name__)
+
+LAZY_BYTES = 1 << 24
+"""Weights above this size are transposed when they are read, one at a time."""
 BIAS_LIMIT = 1 << 30
 """The largest magnitude of an int32 bias: half of the range is left to the products."""
 PORTABLE = QType(7, signed=True, narrow=True)
@@ -38,29 +44,51 @@ class _Use:
 
 
 class LinearWriter:
-    """Quantizes weights per output channel, and biases on the grid of the accumulator.
+    """Quantizes weights per output channel or group, and biases on the grid of the accumulator.
 
     Args:
         writer: where the nodes go.
-        qtype: the narrow, signed type of the weights.
-        search: search each channel's range for the least squared error.
-        per_channel: a scale for each output channel where the operator allows it.
-        portable: 7 bits where 8 are not proved to be exact on every processor.
+        grid: of the weights.
     """
 
-    def __init__(
-        self, writer: qdq.Writer, qtype: QType, *, search: bool, per_channel: bool, portable: bool = False
-    ) -> None:
-        self._writer, self._qtype, self._search, self._per_channel = writer, qtype, search, per_channel
-        self._portable = portable
+    def __init__(self, writer: qdq.Writer, grid: WeightGrid) -> None:
+        self._writer, self._grid = writer, grid
         self._done: dict[tuple[int, int | None, bytes], ir.Value] = {}
+        self._upright: dict[int, ir.Value] = {}
+        """Transposed weights, by the ``id`` of the weight."""
 
     def weights_only(self, nodes: Iterable[ir.Node]) -> bool:
         """Quantize the weights and nothing else; say whether there were any."""
         found = [n for n in nodes if operators.weight_of(n) is not None]
         for node in found:
-            self._quantize_weight(node, _Use())
+            self._stand_upright(node)
+            self._quantize_weight(node, _Use(), self._block(node))
         return bool(found)
+
+    def _stand_upright(self, node: ir.Node) -> None:
+        """Let a Gemm read its weight as ``[inputs, outputs]``.
+
+        ONNX Runtime has a kernel for such weights, MatMulNBits; others it dequantizes anew in each run.
+        """
+        weight = operators.weight_of(node)
+        tensor = graph.constant_tensor(weight)
+        if not graph.attribute(node, "transB", 0) or weight is None or tensor is None:
+            return
+        if id(weight) not in self._upright:
+            self._upright[id(weight)] = self._writer.constant(_transposed(tensor), f"{weight.name}_transposed")
+        node.replace_input_with(1, self._upright[id(weight)])
+        node.attributes.pop("transB")
+        graph.drop_unread(weight)
+
+    def _block(self, node: ir.Node) -> int | None:
+        """The length of the groups; None where all inputs of an output channel share a scale."""
+        group, shape = self._grid.group, graph.static_shape(operators.weight_of(node)) or ()
+        if group is None or (shape and (shape[0] or 0) <= group and len(shape) == 2):
+            return None
+        if graph.is_op(node, "MatMul", "Gemm") and len(shape) == 2:
+            return group
+        logger.info("%s: no groups: they are for a MatMul or Gemm by a matrix", graph.describe(node))
+        return None
 
     def quantize(self, node: ir.Node, last: ir.Node, result_scale: float | None = None) -> None:
         """Quantize the weight of a node whose activation is dequantized already, and its bias.
@@ -96,7 +124,7 @@ class LinearWriter:
         value = self._writer.constant(integers, f"{name}_rounded")
         return self._writer.dequantize(value, shared, name)
 
-    def _quantize_weight(self, node: ir.Node, use: _Use) -> QParams:
+    def _quantize_weight(self, node: ir.Node, use: _Use, block: int | None = None) -> QParams:
         """Put Q and DQ between a weight and the node; weights that several nodes share are quantized once a scale.
 
         Raises:
@@ -106,20 +134,25 @@ class LinearWriter:
         tensor = graph.constant_tensor(weight)
         assert weight is not None
         assert tensor is not None
-        axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._per_channel else None
+        axis = operators.weight_axis(node, graph.shape_of(tensor)) if self._grid.per_channel else None
         try:
-            params = graph.reading(tensor, lambda array: self._choose(_rows(array, axis), use, axis))
+            params = graph.reading(tensor, lambda array: self._params_of(array, use, axis, block))
         except ValueError as error:
             what, hint = "its weight or bias holds NaN or infinity", "correct it, or keep the operator in float"
             raise ModelError(what, where=graph.describe(node), hint=hint) from error
-        key = (id(weight), axis, params.scale.tobytes())
+        key = (id(weight), params.axis, params.scale.tobytes())
         if key not in self._done:
-            scale, name = self._writer.scale(params, str(weight.name)), str(weight.name)
-            value = self._writer.quantize(weight, scale, name)
-            value = self._writer.clip(value, params.qtype.qmin, params.qtype.qmax, scale, name)
-            self._done[key] = self._writer.dequantize(value, scale, name)
+            biased = params.block is None
+            self._done[key] = self._writer.weight(weight, params, packed=self._grid.packed, biased=biased)
         node.replace_input_with(1, self._done[key])
         return params
+
+    def _params_of(self, array: Array, use: _Use, axis: int | None, block: int | None) -> QParams:
+        if block is None:
+            return self._choose(_rows(array, axis), use, axis)
+        rows = _blocks(array, block)
+        scale = self._choose(rows, use, 0).scale.reshape(-1, array.shape[1])
+        return QParams(self._grid.qtype, scale, np.zeros(scale.shape, self._grid.qtype.container), 0, block)
 
     def _choose(self, rows: Array, use: _Use, axis: int | None) -> QParams:
         """The parameters of a weight; in portable mode coarser, or of fewer bits, where its integers could saturate.
@@ -127,40 +160,69 @@ class LinearWriter:
         Raises:
             ValueError: NaN or infinity.
         """
-        params = self._params(rows, use, self._qtype, axis)
-        if not self._portable or self._qtype.bits <= PORTABLE.bits:
+        params = self._params(rows, use, self._grid.qtype, axis)
+        if not self._grid.portable or self._grid.qtype.bits <= PORTABLE.bits:
             return params
         if axis is None:
             return self._params(rows, use, PORTABLE, axis)
         if saturates(params.quantize_rows(rows)):
-            params = self._params(rows, use, self._qtype, axis, pair_reach(rows))
+            params = self._params(rows, use, self._grid.qtype, axis, pair_reach(rows))
         return self._params(rows, use, PORTABLE, axis) if saturates(params.quantize_rows(rows)) else params
 
     def _params(
         self, rows: Array, use: _Use, qtype: QType, axis: int | None, least_reach: Array | float = 0.0
     ) -> QParams:
-        reach = ranges.weight_reach(rows, qtype, search=self._search)
+        reach = ranges.weight_reach(rows, qtype, search=self._grid.search)
         needed = use.bias_steps / BIAS_LIMIT * qtype.qmax if use.bias_steps.size else np.zeros(1)
         needed = needed.max(keepdims=True) if axis is None else np.broadcast_to(needed, reach.shape)
         needed = np.maximum(needed, least_reach)
         reach = np.maximum(reach, needed)
         if not np.isfinite(reach).all():
             raise ValueError("NaN or infinity")
-        if use.ratio is None:
+        if use.ratio is None and not self._grid.powers:
             return QParams.symmetric(reach, qtype, axis)
-        wanted, least, steps = reach / qtype.qmax, needed / qtype.qmax, use.bias_steps
-        if axis is None and steps.size:
-            steps = steps.max(keepdims=True)
-        found = weight_scales.dyadic_scales(
-            rows, wanted, least, qtype, ratio=use.ratio, largest_input=use.largest_input, bias_steps=steps
-        )
+        found = self._scales(rows, reach / qtype.qmax, needed / qtype.qmax, qtype, use)
         found = found.reshape(() if axis is None else found.shape)
         return QParams(qtype, found, np.zeros(found.shape, qtype.container), axis)
+
+    def _scales(self, rows: Array, wanted: Array, least: Array, qtype: QType, use: _Use) -> Array:
+        """Powers of two, or dyadic ratios: float32, one a row."""
+        steps, largest = use.bias_steps, use.largest_input
+        if len(rows) == 1 and steps.size:
+            steps = steps.max(keepdims=True)
+        if self._grid.powers:
+            least = np.broadcast_to(least, wanted.shape)
+            search = self._grid.search
+            return power_of_two.weights(
+                rows, least, qtype, search=search, ratio=use.ratio, largest_input=largest, bias_steps=steps
+            )
+        assert use.ratio is not None
+        return weight_scales.dyadic_scales(
+            rows, wanted, least, qtype, ratio=use.ratio, largest_input=largest, bias_steps=steps
+        )
 
 
 def _rows(array: Array, axis: int | None) -> Array:
     """A copy-free view where that is possible: a row for each output channel, or one for the tensor."""
     return array.reshape(1, -1) if axis is None else np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+
+
+def _blocks(array: Array, block: int) -> Array:
+    """A matrix ``[inputs, outputs]`` as a row for each group of each output, the last filled up with zeros."""
+    count = -(-array.shape[0] // block)
+    full = np.pad(array, ((0, count * block - array.shape[0]), (0, 0)))
+    return full.reshape(count, block, -1).swapaxes(1, 2).reshape(-1, block)
+
+
+def _transposed(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """A matrix, transposed when it is read where it is big."""
+
+    def turned() -> ir.TensorProtocol:
+        return ir.tensor(graph.reading(tensor, lambda array: np.array(array.T, order="C")))
+
+    if tensor.nbytes <= LAZY_BYTES:
+        return turned()
+    return ir.LazyTensor(turned, dtype=tensor.dtype, shape=ir.Shape(reversed(graph.shape_of(tensor))))
 
 
 def _zeros(node: ir.Node) -> Array | None:

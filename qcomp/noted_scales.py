@@ -28,7 +28,8 @@ def read(value: ir.Value) -> tuple[float, int] | None:
     """The scale and zero point that are noted; None where there is no note that makes sense."""
     scale, _, zero = value.metadata_props.get(KEY, "").partition(" ")
     try:
-        found = float(scale), int(zero)
+        with np.errstate(over="ignore"):
+            found = float(np.float32(scale)), int(zero)
     except ValueError:
         return None
     return found if 0 < found[0] < float("inf") and 0 <= found[1] <= _UINT8.qmax else None

@@ -12,6 +12,11 @@ import onnx_ir as ir
 
 from qcomp import graph
 
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
+NOTED_MACS = "qcomp.macs"
+"""The key of a node's metadata with the multiply-accumulates of what it stands for, where its own add zeros to them."""
+
 
 class Role(Enum):
     """How an operator takes part in quantization."""

@@ -33,8 +33,21 @@ class Grid:
     dtype: str
 
 
+def check_scales(model: ir.Model) -> None:
+    """Refuse a model whose inputs or outputs have scales that make no sense.
+
+    Raises:
+        ModelError: names the operator.
+    """
+    grids(model)
+
+
 def grids(model: ir.Model) -> dict[str, Grid]:
-    """The grids of the inputs and outputs that have one scale for the tensor, by name."""
+    """The grids of the inputs and outputs that have one scale for the tensor, by name.
+
+    Raises:
+        ModelError: a scale is not positive, or not finite.
+    """
     found = {}
     for value in (*model.graph.inputs, *model.graph.outputs):
         node = _quantizer(value) if value.is_graph_input() else _dequantizer(value)
@@ -50,7 +63,11 @@ def _grid(node: ir.Node) -> Grid | None:
     zero_point = 0.0 if len(node.inputs) < 3 else graph.scalar(node.inputs[2])
     if scale is None or scale.size != 1 or zero_point is None or dtype is None:
         return None
-    return Grid(np.float32(scale.numpy().reshape(())), int(zero_point), str(dtype.numpy()))
+    step = np.float32(scale.numpy().reshape(()))
+    if not 0 < step < np.inf:
+        what = f"its scale {scale.name!r} is {step}, and must be a positive number"
+        raise ModelError(what, where=graph.describe(node), hint="the file is damaged: make it again")
+    return Grid(step, int(zero_point), str(dtype.numpy()))
 
 
 def strip(model: ir.Model) -> ir.Model:

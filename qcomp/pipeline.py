@@ -33,6 +33,8 @@ _FLOAT_REWRITES = (
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
     1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",
+    2: f"{_FLOAT_REWRITES},equalize{{per_channel=true}},reparameterize-scales{{inputs=true}},choose-precision"
+    ",insert-qdq{ranges=mse},round-weights{method=learned}",
 }
 _SPEC = re.compile(r'\s*([A-Za-z0-9_-]+)\s*(?:\{((?:[^{}"]|"[^"]*")*)\})?\s*(?:,|$)')
 _OPTION = re.compile(r'(?:[^\s"]|"[^"]*")+')
@@ -240,11 +242,14 @@ def _moved(old: Any, new: Any) -> float:
 
 
 def _build(kind: str, name: str, options: str) -> Any:
-    built = registry.find(kind, name)()
+    built, seen = registry.find(kind, name)(), set[str]()
     for item in _OPTION.findall(options):
         key, separator, value = item.partition("=")
         if not separator:
             raise OptionError(f"cannot read the option {item!r}", where=name, hint="write key=value")
+        if key in seen:
+            raise OptionError(f"the option {key!r} is given twice", where=name, hint="write it once")
+        seen.add(key)
         built = _replace(built, key, value)
     return built
 

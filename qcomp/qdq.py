@@ -2,25 +2,34 @@
 
 A quantized value ``x`` stands as ``x -> QuantizeLinear -> x_quantized -> DequantizeLinear -> x_dequantized``; where
 the type does not fill its container, or a Relu is not implied by the range, an integer Clip stands between the two.
+
+A weight that is to be stored in 4 bits has a Cast to INT4 as the last of them: no operator but DequantizeLinear and
+Cast knows that type. What rounds the weight puts INT4 in place of all three, see `Reader.stored`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from qcomp import graph
 from qcomp.graph import DEQUANTIZED, QUANTIZED, Array, Names
-from qcomp.quantization.qparams import QParams
+from qcomp.quantization.qparams import QParams, spread
 
 RAW = "_float"
 """The suffix of what an operator computes where its dequantized form has the name of a graph output."""
 CLIPPED = "_clipped"
 """The suffix of what the integer Clip of a quantized value gives."""
+PACKED = "_packed"
+"""The suffix of a quantized weight in a 4-bit container."""
 FLOAT_REASON = "qcomp.float"
 """The key of a node's metadata that says why it stays in float."""
+NOT_LOWERED = "qcomp.not_lowered"
+"""The key of a node's metadata that says why no pass put operators with an integer form in its place."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,30 @@ class Writer:
 
     def quantize(self, value: ir.Value, scale: Scale, name: str) -> ir.Value:
         """``QuantizeLinear``, right behind what produces the value."""
-        attributes = {} if scale.params.axis is None else {"axis": scale.params.axis}
-        inputs = [value, scale.scale, scale.zero_point]
+        inputs, attributes = [value, scale.scale, scale.zero_point], _attributes(scale.params)
         return self.add("QuantizeLinear", inputs, name + QUANTIZED, attributes, scale.zero_point.dtype, after=value)
 
     def dequantize(self, value: ir.Value, scale: Scale, name: str, *, biased: bool = True) -> ir.Value:
         """``DequantizeLinear``, right behind what produces the value."""
-        attributes = {} if scale.params.axis is None else {"axis": scale.params.axis}
-        inputs = [value, scale.scale, *([scale.zero_point] if biased else [])]
+        inputs, attributes = [value, scale.scale, *([scale.zero_point] if biased else [])], _attributes(scale.params)
         return self.add("DequantizeLinear", inputs, name + DEQUANTIZED, attributes, ir.DataType.FLOAT, after=value)
+
+    def weight(self, value: ir.Value, params: QParams, *, packed: bool = False, biased: bool = True) -> ir.Value:
+        """A constant, quantized and dequantized.
+
+        Args:
+            value: a float initializer.
+            params: symmetric.
+            packed: store it in 4 bits.
+            biased: write the zero points, which are all 0, into the DequantizeLinear too.
+        """
+        name, kind = str(value.name), params.qtype
+        scale = self.scale(params, name)
+        integers = self.clip(self.quantize(value, scale, name), kind.qmin, kind.qmax, scale, name)
+        if packed:
+            to = {"to": int(ir.DataType.INT4)}
+            integers = self.add("Cast", [integers], f"{name}{PACKED}", to, ir.DataType.INT4, after=integers)
+        return self.dequantize(integers, scale, name, biased=biased and not packed)
 
     def clip(self, value: ir.Value, low: int, high: int, scale: Scale, name: str) -> ir.Value:
         """An integer ``Clip`` of a quantized value."""
@@ -103,6 +127,11 @@ class Writer:
             self.graph.insert_before(self._first, node)
 
 
+def _attributes(params: QParams) -> dict[str, int]:
+    found = {} if params.axis is None else {"axis": params.axis}
+    return found if params.block is None else {**found, "block_size": params.block}
+
+
 @dataclass(frozen=True)
 class Reader:
     """A quantized value as found on the graph, from its DequantizeLinear backwards.
@@ -112,24 +141,50 @@ class Reader:
         clip: the integer Clip before it, if any.
         quantize: the QuantizeLinear node, or None where the integers are an initializer or come from elsewhere.
         source: the float value before the QuantizeLinear, or the integers where there is none.
+        cast: the Cast to INT4 before the DequantizeLinear, if any.
     """
 
     dequantize: ir.Node
     clip: ir.Node | None
     quantize: ir.Node | None
     source: ir.Value
+    cast: ir.Node | None = None
+
+    @property
+    def between(self) -> list[ir.Node]:
+        """The nodes from the source to the DequantizeLinear, which goes without them once the source is rounded."""
+        return [node for node in (self.cast, self.clip, self.quantize) if node is not None]
 
     @property
     def scale(self) -> Array:
-        """float32, scalar or a vector."""
+        """float32: a scalar, a vector, or of blocks the rank of the tensor."""
         array = graph.constant(self.dequantize.inputs[1])
         assert array is not None
         return array
 
     @property
     def axis(self) -> int | None:
-        """The channel axis; None per tensor."""
+        """The channel axis, or that along which blocks lie; None per tensor."""
         return int(graph.attribute(self.dequantize, "axis", 1)) if self.scale.ndim else None
+
+    @property
+    def block(self) -> int | None:
+        """How many elements along the axis share a scale; None where it is not one of blocks."""
+        return int(graph.attribute(self.dequantize, "block_size", 0)) or None
+
+    def along(self, array: Any, shape: tuple[int, ...]) -> Any:
+        """The scale, or an array of its shape, so that it broadcasts against a tensor of that shape."""
+        return spread(array, self.axis, self.block, shape)
+
+    @property
+    def dtype(self) -> ir.DataType:
+        """Of the integers that the DequantizeLinear reads."""
+        return ir.DataType.INT4 if self.cast is not None else ir.DataType.from_numpy(self.zero_point.dtype)
+
+    def stored(self, integers: Array) -> ir.TensorProtocol:
+        """Rounded integers as `dtype` says."""
+        kept = integers.astype(ml_dtypes.int4) if self.cast is not None else integers
+        return ir.tensor(np.ascontiguousarray(kept).reshape(integers.shape))
 
     @property
     def zero_point(self) -> Array:
@@ -165,13 +220,17 @@ def read(value: ir.Value | None) -> Reader | None:
     integers = dequantize.inputs[0]
     assert integers is not None
     node = integers.producer()
+    cast = node if node is not None and graph.is_op(node, "Cast") and integers.dtype == ir.DataType.INT4 else None
+    integers = cast.inputs[0] if cast is not None else integers
+    assert integers is not None
+    node = integers.producer()
     clip = node if node is not None and graph.is_op(node, "Clip") else None
     before = clip.inputs[0] if clip is not None else integers
     producer = None if before is None else before.producer()
     quantize = producer if producer is not None and graph.is_op(producer, "QuantizeLinear") else None
     source = quantize.inputs[0] if quantize is not None else integers
     assert source is not None
-    return Reader(dequantize, clip, quantize, source)
+    return Reader(dequantize, clip, quantize, source, cast)
 
 
 def float_name(value: ir.Value) -> str:

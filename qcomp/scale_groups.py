@@ -3,38 +3,55 @@
 Where nothing but activations decide the factor of a requantization (``x_scale * y_scale / out_scale`` of a product,
 ``x_scale / out_scale / count`` of a mean), the scale of the result is chosen so that the factor is dyadic. That of a
 linear operator with weights follows from the weights' scales, see `qcomp.linear_qdq`.
+
+Powers of two need no such choice, but for a mean: one over its count is the operator's own arithmetic, which no scale
+can take from it. Integer forms multiply by the nearest dyadic number there, so that a result halfway between two
+integers may become the other one; both forms agree.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import networkx as nx
 import numpy as np
 import onnx_ir as ir
 
-from qcomp import graph, operators
+from qcomp import graph, operators, qdq
 from qcomp.calibration.observers import Statistics
 from qcomp.errors import CalibrationError
 from qcomp.operators import Role
-from qcomp.quantization import dyadic, ranges
+from qcomp.quantization import dyadic, power_of_two, ranges
+from qcomp.quantization.histogram import Histogram
 from qcomp.quantization.qparams import QParams
 from qcomp.quantization.qtype import QType
 from qcomp.quantization.ranges import Range
 
+FEWEST_BITS = 8
+"""Below so many bits what an operator in float gives has the range that was seen, not the one it may have."""
 LOST_IN_CONCAT = 4.0
 """An input whose range is this many times narrower than the output's keeps a scale of its own: 2 bits are lost."""
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """The range of a value by one method, from the statistics, from mathematics, or of a constant."""
+    """The range of a value by one method, from the statistics, from mathematics, or of a constant.
+
+    Args:
+        stats: histograms of the values.
+        method: of `qcomp.quantization.ranges`.
+        qtype: the type of activations.
+        powers: whether scales are powers of two.
+        ends: the type of what is an input or output of the model; None for that of all others.
+    """
 
     stats: Statistics
     method: str
     qtype: QType
+    powers: bool = False
+    ends: QType | None = None
 
     def of(self, value: ir.Value, *, clip: bool = True) -> Range:
         """The range ``(low, high)``, which holds zero.
@@ -49,10 +66,9 @@ class Ranges:
         array = graph.constant(value)
         if array is not None:
             return float(array.min(initial=0.0)), float(array.max(initial=0.0))
-        producer = value.producer()
-        kind = producer.op_type if producer is not None else ""
-        if kind in operators.FIXED_RANGES:
-            return operators.FIXED_RANGES[kind]
+        fixed, producer = _fixed_range(value, self.qtype), value.producer()
+        if fixed is not None:
+            return fixed
         histogram = self.stats.histogram(value)
         if histogram is None or histogram.exponent is None:
             where = graph.describe(producer) if producer is not None else f"input {value.name!r}"
@@ -60,6 +76,40 @@ class Ranges:
         low, high = ranges.method(self.method if clip else "minmax")(histogram, self.qtype)
         least = operators.least_output(producer)
         return (low if least is None else least), high
+
+    def params(self, values: Sequence[ir.Value], *, clip: bool) -> QParams:
+        """The parameters that values of one scale share.
+
+        Args:
+            values: at least one.
+            clip: as `of`.
+        """
+        found = _union(self.of(value, clip=clip) for value in values)
+        if not self.powers:
+            return QParams.asymmetric(*found, self.qtype)
+        merged, fixed = Histogram(), False
+        for value in values:
+            bounds = _fixed_range(value, self.qtype)
+            fixed |= bounds is not None
+            merged.merge(self._distribution(value) if bounds is None else power_of_two.uniform(*bounds))
+        may_clip = fixed or (clip and self.method != "minmax")
+        return power_of_two.activation(merged, found, self.qtype, clip=may_clip)
+
+    def _distribution(self, value: ir.Value) -> Histogram:
+        array, histogram = graph.constant(value), Histogram()
+        if array is None:
+            return self.stats.histogram(value) or histogram
+        if array.size:
+            histogram.update(array, float(array.min()), float(array.max()))
+        return histogram
+
+
+def _fixed_range(value: ir.Value, qtype: QType) -> Range | None:
+    """The range that mathematics gives; of few bits only where an integer form needs it: most values lie far below."""
+    producer = value.producer()
+    if producer is None or (qtype.bits < FEWEST_BITS and qdq.why_float(producer) is not None):
+        return None
+    return operators.FIXED_RANGES.get(producer.op_type)
 
 
 def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges) -> dict[int, tuple[QParams, ir.Value]]:
@@ -82,7 +132,9 @@ def assign(values: Iterable[ir.Value], nodes: Iterable[ir.Node], finder: Ranges)
         ordered = [members[key] for key in sorted(component, key=order.__getitem__)]
         sources = [v for v in ordered if id(v) not in copies] or ordered
         decides = any(v.is_graph_output() for v in ordered)
-        params = QParams.asymmetric(*_union(finder.of(v, clip=not decides) for v in sources), finder.qtype)
+        outermost = decides or any(v.is_graph_input() for v in ordered)
+        chosen = replace(finder, qtype=finder.ends) if outermost and finder.ends is not None else finder
+        params = chosen.params(sources, clip=not decides)
         found.update({id(v): (params, ordered[0]) for v in ordered})
     return found
 

@@ -17,6 +17,8 @@ from qcomp.report.comparison import layer_errors
 from qcomp.report.outputs import sqnr
 from qcomp.runtime import Array, Feeds
 
+PASSES = "qcomp.passes"
+"""The key of the model's metadata that says by which passes it was quantized."""
 BATCH = 4
 ERROR_SAMPLES = 32
 SENSITIVITY_SAMPLES = 8
@@ -33,6 +35,21 @@ def few(samples: Samples | None, model: ir.Model, count: int, batch: int = BATCH
         values = random.standard_normal(shape) if spec.dtype.kind == "f" else np.ones(shape)
         feeds[spec.name] = values.astype(spec.dtype)
     return [feeds]
+
+
+def record_line(model: ir.Model, line: Sequence[Pass]) -> None:
+    """Note in the model's metadata by which passes it was quantized."""
+    model.metadata_props[PASSES] = ",".join(map(str, line))
+
+
+def recorded_line(model: ir.Model) -> list[Pass] | None:
+    """The passes that `record_line` noted; None where there is no such note.
+
+    Raises:
+        OptionError: it is no line of passes.
+    """
+    line = model.metadata_props.get(PASSES)
+    return None if line is None else pipeline.parse(line)
 
 
 def start_of_choice(line: Sequence[Pass], model: ir.Model) -> int:

@@ -30,6 +30,9 @@ def made(tmp_path_factory):
     np.savez(folder / "x.npz", x=forms.SCALE * (integers.astype(np.float32) - forms.ZERO))
     np.savez(folder / "fractions.npz", x=integers + 0.5)
     np.savez(folder / "shape.npz", x=integers[:, :3])
+    np.savez(folder / "flags.npz", x=integers > 128)
+    np.savez(folder / "more.npz", x=integers, other=integers > 128)
+    np.savez(folder / "unnamed.npz", integers)
     onnx.save(forms.layer("qlinear", np.full((SIZE, SIZE), 127, np.int8)), folder / "full.onnx")
     return folder
 
@@ -56,7 +59,7 @@ def test_run(here, form, tmp_path):
 
 @every_form
 def test_run_on_integers_gives_the_integers_of_the_floats(here, form, tmp_path):
-    for data in ("ints.npz", "wide.npz"):
+    for data in ("ints.npz", "wide.npz", "more.npz", "unnamed.npz"):
         text = ok("run", f"{form}.onnx", "--integer-input", "--data", data, "-o", tmp_path / "i.npz")
         assert "y: uint8 [30, 8]" in text
     ok("run", f"{form}.onnx", "--data", "x.npz", "-o", tmp_path / "y.npz")
@@ -68,11 +71,12 @@ def test_run_on_integers_gives_the_integers_of_the_floats(here, form, tmp_path):
 @pytest.mark.parametrize(
     ("data", "parts"),
     [
-        ("x.npz", ["floats, where --integer-input takes integers (x: uint8 [N, 8])", "qcomp run --help"]),
-        ("fractions.npz", ["takes integers (x: uint8 [N, 8])"]),
+        ("x.npz", ["no integers, where --integer-input takes them (x: uint8 [N, 8])", "qcomp run --help"]),
+        ("fractions.npz", ["takes them (x: uint8 [N, 8])"]),
         ("over.npz", ["input 'x', sample 0: a value that uint8 cannot hold"]),
         ("below.npz", ["input 'x', sample 0: a value that uint8 cannot hold"]),
         ("shape.npz", ["input 'x' takes uint8 [N, 8], not the shape [30, 3]"]),
+        ("flags.npz", ["no integers, where --integer-input takes them (x: uint8 [N, 8])"]),
         ("missing.npz", ["no such file"]),
     ],
 )
@@ -106,6 +110,58 @@ def test_compare(here, form):
     assert "30 samples" in text
 
 
+@every_form
+def test_compare_two_quantized_models(here, form, tmp_path):
+    (tmp_path / "copy.onnx").write_bytes((here / f"{form}.onnx").read_bytes())
+    text = ok("compare", f"{form}.onnx", tmp_path / "copy.onnx", "--data", "x.npz")
+    assert "0 of 240" in text
+    assert "The outputs are equal" in text
+
+
+def test_compare_two_quantized_models_that_differ(here):
+    text = ok("compare", "integer.onnx", "full.onnx", "--data", "x.npz", "--samples", 10)
+    differing, _, elements = next(line for line in text.splitlines() if line.startswith("y ")).split()[1:4]
+    assert (0 < int(differing) <= 80, elements) == (True, "80")
+    assert "The outputs differ" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"),
+    [
+        (("integer.onnx", "float.onnx"), "give the float model first"),
+        (("integer.onnx", "qlinear.onnx", "--explain"), "--explain: needs the float model"),
+        (("integer.onnx", "qlinear.onnx", "--labels", "y.npy"), "--labels: needs the float model"),
+    ],
+)
+def test_what_needs_the_float_model(here, args, hint):
+    assert hint in refused("compare", *args, "--data", "x.npz")
+
+
+@pytest.mark.parametrize("scale", [-0.1, 0.0, np.nan, np.inf])
+@every_form
+def test_scales_that_make_no_sense(here, form, scale, tmp_path):
+    model = onnx.load(f"{form}.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "scale":
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.float32(scale), "scale"))
+    onnx.save(model, tmp_path / "bad.onnx")
+    compare = ("compare", "float.onnx", tmp_path / "bad.onnx", "--data", "x.npz")
+    run_ = ("run", tmp_path / "bad.onnx", "--data", "x.npz", "-o", tmp_path / "o.npz")
+    for args in (("inspect", tmp_path / "bad.onnx"), run_, compare):
+        line = refused(*args)
+        assert "'n_q': its scale 'scale' is" in line
+        assert "must be a positive number" in line
+
+
+def test_what_the_metadata_claim_is_not_believed(here, tmp_path):
+    model = onnx.load("full.onnx")
+    onnx.helper.set_model_props(model, {exactness.KEY: exactness.EVERYWHERE})
+    onnx.save(model, tmp_path / "claims.onnx")
+    text = ok("inspect", tmp_path / "claims.onnx")
+    assert facts(text)["Products"] == "exact on machines with 8-bit dot products (VNNI, AMX, Arm)"
+    assert "(not, as its metadata say, exact on every machine)" in text
+
+
 def test_bench(here):
     text = ok("bench", "float.onnx", *(f"{form}.onnx" for form in forms.FORMS), "--runs", 2)
     assert len(text.splitlines()) == 5
@@ -121,7 +177,8 @@ def test_inspect_the_forms(here):
     assert found["integer"]["Integer-only"] == "yes"
     assert found["integer"]["In integers"] == "1 MatMulInteger, 1 Finish"
     assert found["qdq"]["Integer-only"].startswith("no, the first float tensor is 'x_dequantized' (DequantizeLinear")
-    assert found["qlinear"]["Integer-only"].startswith("no, the first float tensor is 'scale' (QuantizeLinear")
+    why = "no, operators of ONNX Runtime with float scales (QLinearMatMul"
+    assert found["qlinear"]["Integer-only"].startswith(why)
     assert found["qlinear"]["In integers"] == "1 QLinearMatMul, 1 QLinearAdd"
     assert {rows["Products"] for rows in found.values()} == {"exact on every machine"}
     assert {rows["MACs a sample"] for rows in found.values()} == {"64"}

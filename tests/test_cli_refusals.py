@@ -149,7 +149,7 @@ def test_external_weights_that_cannot_be_read(tmp_path, location, part):
     ("args", "part"),
     [
         (["compare", "vit.onnx", "int8.onnx"], "no data"),
-        (["compare", "int8.onnx", "int8.onnx", "--data", TRAIN], "quantized already"),
+        (["compare", "int8.onnx", CNN, "--data", TRAIN], "give the float model first"),
         (["compare", CNN, "int8.onnx", "--data", TRAIN, "--labels", "few.npy"], "3 labels for 8 samples"),
         (["compare", CNN, "int8.onnx", "--data", TRAIN, "--labels", "high.npy"], "scores of 10 classes"),
         (["compare", CNN, "int8.onnx", "--data", TRAIN, "--labels", "missing.txt"], "missing.txt"),

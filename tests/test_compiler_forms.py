@@ -7,12 +7,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 import small_graphs as small
+from onnx import TensorProto, helper
 
 from qcomp import exactness, files, runtime
+from qcomp.calibration.data import open_data
 from qcomp.compiler import compile as compile_model
 from qcomp.errors import OptionError, UnsupportedError
 from qcomp.integer_only import first_float
 from qcomp.models import digits
+from qcomp.report import equality, inspection
 
 IMAGES = digits.data()
 CALIBRATION = {"image": IMAGES["train"][:64]}
@@ -37,6 +40,9 @@ def test_both_forms_give_the_same_integers_and_keep_the_accuracy(name, tmp_path)
         results[to] = outputs(written.files[0])
         onnx.checker.check_model(onnx.load(written.files[0]), full_check=True)
     np.testing.assert_array_equal(results["qlinear"], results["integer"])
+    models = [files.read(tmp_path / f"{to}.onnx") for to in FORMS]
+    found = equality.compare(*models, open_data(TEST, runtime.input_specs(models[0])), limit=20)
+    assert [(one.differing, one.elements) for one in found] == [(0, 200)]
     right = results["integer"].argmax(axis=1) == IMAGES["test_labels"][:200]
     assert right.mean() > 0.96
 
@@ -68,7 +74,7 @@ def test_allowing_floats_where_they_are_no_matter_is_an_error():
 
 def test_the_guard_keeps_layers_in_float_only_where_that_is_allowed():
     options = {"to": form("qlinear"), "guard_db": 60.0}
-    with pytest.raises(UnsupportedError, match="the guard"):
+    with pytest.raises(OptionError, match="--allow-float"):
         compile_model(digits.load("cnn"), CALIBRATION, **options)
     made = compile_model(digits.load("cnn"), CALIBRATION, allow_float=True, **options)
     assert made.report.error.kept
@@ -89,10 +95,10 @@ def test_portable_weights_are_proved_safe():
 
 
 def test_scales_are_free_where_that_is_asked_for():
-    line = "choose-precision{by=all},insert-qdq{dyadic=false},round-weights"
+    line = "choose-precision{by=all},insert-qdq{scales=free},round-weights"
     made = compile_model(small.cnn(0), small.feeds(ir.from_proto(small.cnn(0)), 0, 8), passes=line)
     assert made.report.error.least > 20
-    with pytest.raises(UnsupportedError, match="dyadic=true"):
+    with pytest.raises(UnsupportedError, match="scales=dyadic"):
         compile_model(small.cnn(0), small.feeds(ir.from_proto(small.cnn(0)), 0, 8), passes=line, to=form("qlinear"))
 
 
@@ -106,3 +112,39 @@ def test_dump_holds_the_integer_forms_too(tmp_path):
 def test_no_name_of_a_form_is_accepted_and_ignored():
     with pytest.raises(OptionError, match=r"unknown value 'qlinar'.*did you mean 'qlinear'"):
         compile_model(digits.load("cnn"), CALIBRATION, to=form("qlinar"))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_images_normalized_inside_the_model(channels_last, padded):
+    b = small.Builder(0)
+    shape, parameters = (["N", 9, 9, 3], (3,)) if channels_last else (["N", 3, 9, 9], (3, 1, 1))
+    mean, deviation = (
+        b.constant(np.reshape(np.array(v, "f4"), parameters)) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    )
+    x = b.op("Sub", b.op("Div", b.input("x", shape), b.constant(255.0)), mean)
+    x = b.op("Div", x, deviation)
+    x = b.op("Transpose", x, perm=[0, 3, 1, 2]) if channels_last else x
+    b.op("Max", b.conv(x, 3, 5, pads=[1 if padded else 0] * 4), b.constant(0.1), name="y")
+    sizes = [8, *(int(size) for size in shape[1:])]
+    data = {"x": np.random.default_rng(0).uniform(0, 255, sizes).astype("f4")}
+    made = [compile_model(b.model("y"), data, to=form(name)) for name in FORMS]
+    assert all(result.report.error.least > 30 for result in made)
+    np.testing.assert_array_equal(*(result.run(data)["y"] for result in made))
+
+
+def test_inspect_says_the_same_of_both_forms(tmp_path):
+    b = small.Builder(0)
+    x = b.op("Relu", b.conv(b.input("x", ["N", 4, 9, 9]), 4, 8, pads=[1] * 4))
+    x = b.conv(b.conv(x, 8, 8, group=8), 8, 8, 1, strides=[2, 2])
+    x = b.op("MatMul", x, b.op("Transpose", x, perm=[0, 1, 3, 2]))
+    x = b.op("Gemm", b.op("Flatten", x), b.random(5, 8 * 16), b.random(5), transB=1)
+    best = helper.make_tensor_value_info(b.op("ArgMax", x, axis=1), TensorProto.INT64, None)
+    onnx.save(b.model(b.op("Softmax", x), best), tmp_path / "float.onnx")
+    data = {"x": np.random.default_rng(0).normal(size=(8, 4, 9, 9)).astype("f4")}
+    for name in FORMS:
+        compile_model(tmp_path / "float.onnx", data, tmp_path / f"{name}.onnx", to=form(name))
+    found = {name: inspection.inspect(tmp_path / f"{name}.onnx") for name in ("float", *FORMS)}
+    assert len({one.macs for one in found.values()}) == 1
+    kinds = {kind for kind, _ in found["qlinear"].in_integers}
+    assert kinds == {"QLinearConv", "QLinearMatMul", "QGemm", "Transpose", "Flatten", "ArgMax", "Softmax"}

@@ -64,7 +64,7 @@ def product(b, x):
 )
 def test_factors_are_dyadic_and_free_ones_are_not(function, kind, seed):
     assert is_dyadic(factor(build(function, seed), kind))
-    assert not is_dyadic(factor(build(function, seed, with_options(dyadic="false")), kind))
+    assert not is_dyadic(factor(build(function, seed, with_options(scales="free")), kind))
 
 
 def test_one_scale_for_the_tensor_is_dyadic_too():
@@ -79,7 +79,7 @@ def test_a_mean_has_a_dyadic_factor_with_its_count():
 
 
 def test_ranges_are_covered_as_with_free_scales():
-    free, dyadic = (build(two_activations, line=line) for line in (with_options(dyadic="false"), LINE))
+    free, dyadic = (build(two_activations, line=line) for line in (with_options(scales="free"), LINE))
     scales = [
         graph.scalar(next(n for n in m.graph if n.outputs[0].name == "y_quantized").inputs[1]) for m in (free, dyadic)
     ]
@@ -95,7 +95,7 @@ def test_a_scale_that_two_operators_share_is_left_alone():
         model = build(shared, line=line)
         return graph.scalar(next(n for n in model.graph if n.outputs[0].name == "y_quantized").inputs[1])
 
-    assert scale(LINE) == scale(with_options(dyadic="false"))
+    assert scale(LINE) == scale(with_options(scales="free"))
 
 
 @pytest.mark.parametrize("function", [conv, gemm])

@@ -41,9 +41,10 @@ def calibrate(model, observations) -> Statistics:
 
 
 def lines() -> list[str]:
-    """The longest preset with what each integer form adds, and the presets."""
+    """The longest preset with every pass at work and what each integer form adds, and the presets."""
     presets = sorted(pipeline.PRESETS.values(), key=len)
-    everything = presets[-1].replace("choose-precision", "choose-precision{by=all}")
+    everything = presets[-1].replace("choose-precision", "choose-precision{by=all}") + ",correct-bias"
+    everything = everything.replace("equalize{per_channel=true}", "equalize")
     own = [pipeline.parse_backend(f"onnxruntime{{form={form}}}").recipe for form in ("qlinear", "integer")]
     return [*(f"{everything},{recipe}".replace("rescale", "rescale{allow_float=true}") for recipe in own), *presets]
 

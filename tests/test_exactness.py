@@ -187,19 +187,23 @@ def _weights() -> tuple[np.ndarray, np.ndarray]:
     return forms.full_range(RNG, 20, 6), forms.at_the_bound(RNG, 6, 20).T.copy()
 
 
-def test_the_metadata_spare_the_analysis(inexact, caplog, monkeypatch):
+def test_the_metadata_are_not_believed(inexact, caplog):
+    full, safe = (ir.from_proto(forms.product("MatMulInteger", w)) for w in _weights())
+    safe.metadata_props[exactness.KEY] = DOT_PRODUCT
+    exactness.warn(safe, "safe.onnx")
+    assert not caplog.records
+    full.metadata_props[exactness.KEY] = EVERYWHERE
+    exactness.warn(full, "full.onnx")
+    assert len(caplog.records) == 1
+
+
+def test_a_broken_model_is_no_matter_of_warnings(inexact, caplog, monkeypatch):
     def unreadable(_):
         raise ModelError("broken")
 
     monkeypatch.setattr(exactness, "needed", unreadable)
-    model = ir.from_proto(forms.product("MatMulInteger", _weights()[0]))
-    exactness.warn(model, "unknown.onnx")
-    model.metadata_props[exactness.KEY] = EVERYWHERE
-    exactness.warn(model, "safe.onnx")
+    exactness.warn(ir.from_proto(forms.product("MatMulInteger", _weights()[0])), "unknown.onnx")
     assert not caplog.records
-    model.metadata_props[exactness.KEY] = DOT_PRODUCT
-    exactness.warn(model, "full.onnx")
-    assert len(caplog.records) == 1
 
 
 def test_no_warning_where_the_machine_is_exact(caplog, monkeypatch):

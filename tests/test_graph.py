@@ -339,3 +339,13 @@ class TestFacts:
         assert graph.main_graph(node_of(model, "a")) is model.graph
         with pytest.raises(ModelError, match="in no graph"):
             graph.main_graph(ir.Node("", "Relu", [], name="alone"))
+
+
+def test_arrays_of_equal_contents_have_one_short_key():
+    array = np.arange(6, dtype=np.int8)
+    assert graph.contents(array) == graph.contents(array.copy())
+    others = [array[::-1], array.astype(np.uint8), array.reshape(2, 3), array[:5], np.int8(1)]
+    assert len({graph.contents(np.asarray(other)) for other in (array, *others)}) == 6
+    strided = np.asfortranarray(array.reshape(2, 3))
+    assert graph.contents(strided) == graph.contents(array.reshape(2, 3))
+    assert len(graph.contents(np.zeros(1 << 16))[-1]) == 32

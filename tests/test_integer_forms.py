@@ -270,7 +270,16 @@ def many_products(b, x):
     return b.op("Gemm", tiled, b.constant(np.abs(b.rng.normal(size=(2880, 3)))))
 
 
+def one_value_twice_in_a_product(b, x):
+    """Behind what leaves it channels-last: Conv, MaxPool and Add."""
+    y = b.conv(x, 4, 4, pads=[1] * 4)
+    pooled = b.op("MaxPool", y, kernel_shape=[3, 3], pads=[1] * 4)
+    parts = [b.op("MatMul", v, v) for v in (y, pooled, b.op("Add", y, pooled))]
+    return b.op("Concat", *parts, axis=1)
+
+
 CORNERS = (
+    one_value_twice_in_a_product,
     softmax_beside_values_below_zero,
     upsampling_between_convolutions,
     resize_by_one,

@@ -22,7 +22,9 @@ def test_a_note_is_read_back_exactly():
     assert (np.float32(scale), zero) == (np.float32(0.1), 128)
 
 
-@pytest.mark.parametrize("text", ["", "0.1", "nan 3", "-1 3", "0 3", "inf 3", "0.1 300", "0.1 -1", "0.1 x", "a b c"])
+@pytest.mark.parametrize(
+    "text", ["", "0.1", "nan 3", "-1 3", "0 3", "inf 3", "0.1 300", "0.1 -1", "0.1 x", "a b c", "1e-46 0", "1e39 0"]
+)
 def test_a_note_from_a_stranger_that_makes_no_sense_is_none(text):
     x = value()
     x.metadata_props[noted_scales.KEY] = text
@@ -44,7 +46,7 @@ def test_notes_survive_a_file_and_become_dequantized_values(tmp_path):
 def test_a_note_of_fewer_bits_is_that_of_what_their_clip_gives():
     b = small.Builder(0)
     b.op("Relu", b.conv(b.conv(b.input("x", ["N", 4, 8, 8]), 4, 4, name="h"), 4, 4), name="y")
-    line = f"{quantized.WITHOUT_CHOICE},dyadic-rescale".replace("ranges=minmax", "ranges=minmax activations=uint4")
+    line = f"{quantized.WITHOUT_CHOICE},dyadic-rescale".replace("ranges=minmax", "ranges=minmax activations=uint4 wide_ends=false")
     shown = noted_scales.with_dequantized(quantized.quantize(b.model("y"), line=line))
     read = {n.outputs[0].name: n.inputs[0].name for n in shown.graph if n.op_type == "DequantizeLinear"}
     assert read == {"h_dequantized": "h_clipped", "y": "y_clipped"}

@@ -55,7 +55,6 @@ class TestLines:
             ("limit=4", Options(limit=4)),
             ("limit=none", Options()),
             ("flag=true   count=1", Options(flag=True, count=1)),
-            ("count=1 count=2", Options(count=2)),
             ("", Options()),
         ],
     )
@@ -95,6 +94,7 @@ class TestLines:
             ("limit=few", r"options\{limit\}: 'few' is not of type int"),
             ("unknown=1", r"options: unknown option 'unknown' \(known: flag, count, "),
             ("count", r"options: cannot read the option 'count' \(write key=value\)"),
+            ("count=1 count=2", r"options: the option 'count' is given twice"),
         ],
     )
     def test_wrong_options(self, text, message):

@@ -37,7 +37,9 @@ def check_fits(spec: InputSpec, shape: tuple[int, ...], dtype: np.dtype[Any], wh
         what = f"input {spec.name!r} takes {spec}, not the shape {list(shape)}"
         raise DataError(what, where=where, hint=_shape_hint(spec.shape, shape))
     have, want = kind(dtype), kind(spec.dtype)
-    if not have or not want or (have == "float" and want != "float"):
+    lossy = have == "float" and want != "float"
+    flags = have == "bool" and want == "int" and spec.dtype.itemsize == 1  # quantized; wider ones may be masks
+    if not have or not want or lossy or flags:
         what = f"input {spec.name!r} takes {spec}, not {dtype.name}"
         raise DataError(what, where=where, hint=f"convert it yourself: x.astype({spec.dtype.name!r})")
 

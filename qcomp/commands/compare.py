@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 import click
 
 from qcomp.commands.options import DataOptions, data_options, image_options, verbose_option
+from qcomp.errors import ModelError, OptionError
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from qcomp.report.comparison import Comparison, LayerError
+    from qcomp.report.explanation import LayerLoss
     from qcomp.report.outputs import OutputError
 
 
@@ -20,9 +24,14 @@ if TYPE_CHECKING:
 @data_options
 @click.option("--labels", metavar="FILE", help="The class of each sample: .npy, or text of `[name] label` lines.")
 @click.option("--top", type=int, default=10, show_default=True, metavar="N", help="Show the N worst layers.")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Quantize the N worst layers one at a time: what weights and activations cost, and which pass would help.",
+)
 @image_options
 @verbose_option
-def command(reference: str, quantized: str, data: DataOptions, labels: str | None, top: int) -> None:
+def command(reference: str, quantized: str, data: DataOptions, labels: str | None, top: int, *, explain: bool) -> None:
     """Compare QUANTIZED with its float model, layer by layer.
 
     \b
@@ -30,13 +39,22 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
 
     SQNR is the ratio of signal to quantization noise, in dB: 20 dB is noise of a tenth of the signal, 40 dB of a
     hundredth. A layer's noise includes that of the layers before it: look for where it drops.
-    """
-    from qcomp import exactness, files, runtime
-    from qcomp.calibration.data import load_labels
-    from qcomp.report import comparison, console
 
-    before, after = files.load(reference), files.read(quantized)
+    Of two quantized models the outputs alone are compared, exactly: forms of one model give the same integers.
+    """
+    from qcomp import exactness, files, outer, runtime
+    from qcomp.calibration.data import load_labels
+    from qcomp.report import comparison, console, explanation
+
+    after = files.read(quantized)
     exactness.warn(after, Path(quantized).name)
+    outer.check_scales(after)
+    if files.is_quantized_model(first := files.read(reference)):
+        exactness.warn(first, Path(reference).name)
+        _check_two_quantized(reference, after, labels=labels is not None, explain=explain)
+        _compare_two_quantized(first, after, data)
+        return
+    before = files.load(reference)
     samples = data.open(runtime.input_specs(before))
     classes = None if labels is None else load_labels(labels, samples.names)
     with console.progress("Comparing") as progress:
@@ -51,6 +69,43 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
             progress=progress,
         )
     show(found, top)
+    if explain:
+        with console.progress("Explaining") as progress:
+            losses = explanation.explain(before, after, samples, layers=top, batch=data.batch or 4, progress=progress)
+        _show_losses(losses)
+
+
+def _check_two_quantized(reference: str, other: ir.Model, *, labels: bool, explain: bool) -> None:
+    from qcomp import files
+
+    if not files.is_quantized_model(other):
+        raise ModelError("is quantized, and the other model is not", where=reference, hint="give the float model first")
+    if labels or explain:
+        option = "--labels" if labels else "--explain"
+        raise OptionError("needs the float model", where=option, hint="give that first, or leave it out")
+
+
+def _compare_two_quantized(first: ir.Model, second: ir.Model, data: DataOptions) -> None:
+    """Compare outputs alone, and print how many numbers differ."""
+    from qcomp import runtime
+    from qcomp.report import console, equality
+
+    samples = data.open(runtime.input_specs(first))
+    with console.progress("Comparing") as progress:
+        found = equality.compare(
+            first,
+            second,
+            samples,
+            limit=data.samples,
+            batch=data.batch or 4,
+            threads=data.threads,
+            progress=progress,
+        )
+    listed = console.table("Output", "Differing", "SQNR", numbers=[1, 2])
+    for one in found:
+        console.row(listed, one.name, f"{one.differing:,} of {one.elements:,}", console.decibels(one.ratio.decibels))
+    console.show(listed)
+    click.echo("\nThe outputs are equal" if not any(one.differing for one in found) else "\nThe outputs differ")
 
 
 def show(found: Comparison, top: int) -> None:
@@ -94,4 +149,18 @@ def _show_layers(found: Comparison, worst: list[LayerError]) -> None:
     listed = console.table("Operator", "Name", "SQNR", numbers=[2], title=title)
     for layer in worst:
         console.row(listed, layer.kind, layer.name, console.decibels(layer.ratio.decibels))
+    console.show(listed)
+
+
+def _show_losses(losses: list[LayerLoss]) -> None:
+    from qcomp.report import console
+
+    title = "SQNR of the worst output with one layer quantized, and what would help that layer"
+    columns = ("Operator", "Name", "Alone", "Weights", "Activations", "Remedy", "With it")
+    listed = console.table(*columns, numbers=[2, 3, 4, 6], title=title)
+    for loss in losses:
+        ratios = (console.decibels(ratio) for ratio in (loss.alone, loss.weights, loss.activations))
+        label, ratio = loss.remedies[0] if loss.remedies else ("", None)
+        console.row(listed, loss.kind, loss.name, *ratios, label, "" if ratio is None else console.decibels(ratio))
+    click.echo()
     console.show(listed)

@@ -35,6 +35,11 @@ _BACKENDS = ", ".join(registry.names("backends"))
 @click.option("--to", default="onnxruntime", show_default=True, metavar="BACKEND", help=f"One of {_BACKENDS}.")
 @click.option("--weights", metavar="TYPE", help="int2 to int8.  [default: int8]")
 @click.option("--activations", metavar="TYPE", help="uint8, int8, uint16, ..., or none.  [default: uint8]")
+@click.option("--scales", metavar="KIND", help="dyadic ratios, pow2 or free.  [default: dyadic]")
+@click.option("--group", type=int, metavar="N", help="Weights only: a scale for N inputs of a MatMul or Gemm.")
+@click.option(
+    "--per-tensor", "per_channel", flag_value=False, default=None, help="One scale for each weight, not one a channel."
+)
 @click.option("--keep", multiple=True, metavar="GLOB", help="Operators to keep in float, by name or type; repeatable.")
 @click.option("--guard", type=float, metavar="DB", help="Keep layers in float until the outputs have this SQNR.")
 @click.option(
@@ -137,7 +142,8 @@ def _print_passes(line: dict[str, Any]) -> None:
     from qcomp import compiler, pipeline
 
     passes_of: Callable[..., list[pipeline.Pass]] = compiler.passes_of
-    options = {name: line[name] for name in ("passes", "weights", "activations", "keep", "allow_float")}
+    names = ("passes", "weights", "activations", "scales", "group", "per_channel", "keep", "allow_float")
+    options = {name: line[name] for name in names}
     steps = passes_of(line["level"], pipeline.parse_backend(line["to"]), **options)
     for step in steps:
         _print_pass(step)

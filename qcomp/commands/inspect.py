@@ -76,6 +76,8 @@ def _show_counts(found: Inspection) -> None:
     if found.quantized:
         console.row(facts, "Integer-only", f"no, {found.not_integer_only}" if found.not_integer_only else "yes")
         console.row(facts, "Products", _MACHINES[found.exact])
+        if found.recorded not in (None, found.exact):
+            console.row(facts, "", f"(not, as its metadata say, {_MACHINES[str(found.recorded)]})")
     console.show(facts)
 
 

@@ -30,6 +30,8 @@ def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> No
       qcomp run model.int8.onnx --data test.npz -o outputs.npz
       python -c "import numpy; print(dict(numpy.load('outputs.npz')))"
 
+    DATA has an array for each input, by its name; others are ignored, and for one input any name will do.
+
     With --integer-input the samples are the integers of a quantized model already, and so are its outputs: its first
     QuantizeLinear and last DequantizeLinear are left out. qcomp inspect shows the scale and zero point of each. For
     uint8, with real samples x and the integers y of an output:
@@ -43,6 +45,7 @@ def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> No
     files.check_writable(out, others=(model, data.data))
     whole = files.read(model)
     exactness.warn(whole, Path(model).name)
+    outer.check_scales(whole)
     used = outer.strip(whole) if integer_input else whole
     samples = _integers(data, used, whole) if integer_input else data.open(runtime.input_specs(whole))
     runner = runtime.session(used if integer_input else model, threads=data.threads)
@@ -65,7 +68,7 @@ def _integers(data: DataOptions, stripped: ir.Model, whole: ir.Model) -> Samples
             raise
         wanted = ", ".join(f"{spec.name}: {spec}" for spec in specs)
         hint = "qcomp run --help shows how to make them, or leave out --integer-input"
-        what = f"floats, where --integer-input takes integers ({wanted})"
+        what = f"no integers, where --integer-input takes them ({wanted})"
         raise DataError(what, where=str(data.data), hint=hint) from error
 
 

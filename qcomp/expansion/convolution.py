@@ -99,6 +99,7 @@ def _dense(context: Context, layer: Layer) -> None:
         rows, matrix = windows.windows(context, layer, matrix)
     raw = _product(context, layer, rows, matrix)
     outs, channels = layer.window.out_sizes(layer.static), layer.weight.shape[0]
+    context.note_macs(raw, layer.result, math.prod(outs) * layer.weight.size)
     count = repeats(math.prod(outs), channels)
     made = (math.prod(outs) // count, count * channels)
     raw = context.emitter.reshape(raw, (0, *made), f"{layer.name}_rows")

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from qcomp.expansion.requantize import requantize
-from qcomp.expansion.rounding import IntArray
 from qcomp.expansion.site import Context, columns
 from qcomp.expansion.window import Window, flat_positions
 from qcomp.graph import Array
+from qcomp.quantization.qparams import IntArray
 
 if TYPE_CHECKING:
     from qcomp.expansion.convolution import Layer
@@ -49,6 +49,7 @@ def conv(context: Context, layer: Layer) -> None:
     rows = emitter.reshape(first, (0, channels, *reads.shape), f"{name}_tiles")
     matrix = emitter.constant(_banded(layer.weight, window, tile), f"{name}_weight")
     raw = emitter.op("MatMulInteger", [rows, matrix], f"{name}_product")
+    context.note_macs(raw, layer.result, math.prod(outs) * layer.weight.size)
     new = requantize(emitter, raw, layer.sums, layer.target, name, columns(2))
     flat_tiles = emitter.reshape(new, (0, channels, reads.shape[0] * math.prod(tile)), f"{name}_flat")
     last = emitter.transpose(flat_tiles, (0, 2, 1), f"{name}_channels_last")

@@ -11,11 +11,12 @@ import onnx_ir as ir
 from qcomp import graph
 from qcomp.expansion import reading
 from qcomp.expansion.forms import Sizes
-from qcomp.expansion.products import LARGEST
 from qcomp.expansion.requantize import INT32, Sums, Target, requantize
-from qcomp.expansion.rounding import IntArray, ties_of_values
+from qcomp.expansion.rounding import ties_of_values
 from qcomp.expansion.site import Context
+from qcomp.integer.requantize import LARGEST
 from qcomp.quantization.dyadic import Dyadic
+from qcomp.quantization.qparams import IntArray
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ class Emitter:
     def __init__(self, target: ir.Graph) -> None:
         self.graph = target
         self.names = graph.Names(target)
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._constants: dict[Hashable, ir.Value] = {}
         self._pending: list[ir.Node] = []
 
     def op(self, kind: str, inputs: Sequence[ir.Value | None], name: str, **attributes: Any) -> ir.Value:
@@ -37,7 +37,7 @@ class Emitter:
     def constant(self, array: Array | np.generic, name: str) -> ir.Value:
         """An initializer."""
         array = np.asarray(array)
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = graph.contents(array)
         if key not in self._constants:
             self._constants[key] = graph.initializer(self.graph, self.names, name, array)
         return self._constants[key]

@@ -26,15 +26,15 @@ class _Form:
     Args:
         sizes: ``(C, *spatial)``, None where dynamic.
         latest: the value as made, in the shape ``made``, whose first dimension is N.
+        first: the value in the order of the file; None where the graph does not hold it.
         shapes: what it was reshaped to.
-        in_place: whether the graph holds the value in the order of the file too.
     """
 
     sizes: Sizes
     latest: ir.Value
     made: tuple[int, ...]
+    first: ir.Value | None
     shapes: dict[tuple[int, ...], ir.Value] = field(default_factory=dict)
-    in_place: bool = True
 
 
 class Forms:
@@ -83,23 +83,26 @@ class Forms:
             made: the shape behind N; 0 where dynamic, and then no other shape is ever asked for.
         """
         channels_and_spatial = sizes_of(old)[1:]
-        self._forms[old] = _Form(channels_and_spatial, new, tuple(made), {tuple(made): new}, in_place=False)
+        self._forms[old] = _Form(channels_and_spatial, new, tuple(made), None, {tuple(made): new})
 
     def first(self, value: ir.Value) -> ir.Value:
-        """The value in the order of the file; from here on the graph reads it by its old name."""
+        """The value in the order of the file; from here on the graph reads it by its old name.
+
+        An operator may read one value twice: for the value that was, the one that took its place is given again.
+        """
         form = self._forms.get(value)
-        if form is None or form.in_place:
+        if form is None:
             return value
-        new = self._to_first(form, f"{value.name}_channels_first")
-        graph.take_over(value, new)
-        new.type = ir.TensorType(ir.DataType.UINT8)
-        form.in_place = True
-        self._forms[new] = form
-        return new
+        if form.first is None:
+            form.first = new = self._to_first(form, f"{value.name}_channels_first")
+            graph.take_over(value, new)
+            new.type = ir.TensorType(ir.DataType.UINT8)
+            self._forms[new] = form
+        return form.first
 
     def missing(self, values: Iterable[ir.Value]) -> list[ir.Value]:
         """Those of the values that exist channels-last only."""
-        return [v for v in values if v in self._forms and not self._forms[v].in_place]
+        return [v for v in values if v in self._forms and self._forms[v].first is None]
 
     def _form(self, value: ir.Value) -> _Form:
         form = self._forms.get(value)
@@ -115,7 +118,7 @@ class Forms:
             made = self.emitter.reshape(value, (0, *shape), name)
         else:
             made = self.emitter.transpose(value, (0, *range(2, len(sizes) + 1), 1), name)
-        return _Form(sizes, made, shape, {shape: made})
+        return _Form(sizes, made, shape, value, {shape: made})
 
     def _to_first(self, form: _Form, name: str) -> ir.Value:
         channels, *spatial = form.sizes

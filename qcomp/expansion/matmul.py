@@ -7,11 +7,12 @@ import onnx_ir as ir
 
 from qcomp import graph
 from qcomp.expansion import reading
-from qcomp.expansion.products import LARGEST, weighted_sums
+from qcomp.expansion.products import weighted_sums
 from qcomp.expansion.requantize import INT32, Sums, Target, requantize
-from qcomp.expansion.rounding import IntArray
 from qcomp.expansion.site import Context
 from qcomp.graph import Array
+from qcomp.integer.requantize import LARGEST
+from qcomp.quantization.qparams import IntArray
 
 
 def gemm(context: Context, node: ir.Node) -> None:

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from qcomp import graph
 from qcomp.expansion import reading
 from qcomp.expansion.emitter import TO_THE_END
-from qcomp.expansion.products import LARGEST
 from qcomp.expansion.requantize import Sums, Target, requantize
 from qcomp.expansion.site import Context
 from qcomp.expansion.window import Window
+from qcomp.integer.requantize import LARGEST
 
 
 def max_pool(context: Context, node: ir.Node) -> bool:
@@ -99,6 +99,7 @@ def global_average(context: Context, node: ir.Node) -> None:
     emitter, name = context.emitter, str(result.name)
     ones = emitter.constant(np.ones((1, count), np.uint8), f"{name}_ones")
     raw = emitter.op("MatMulInteger", [ones, context.forms.pixels(source)], f"{name}_sum")
+    context.note_macs(raw, source, 0)
     sums = Sums(np.array(0), np.array(LARGEST * count), np.array(-zero * count))
     new = requantize(emitter, raw, sums, Target(factor, target_zero, low, high), name)
     context.replace_last(node, result, new, (1, channels or 0))

@@ -7,10 +7,9 @@ import onnx_ir as ir
 
 from qcomp.expansion import reading
 from qcomp.expansion.requantize import INT32, Sums
-from qcomp.expansion.rounding import IntArray
 from qcomp.graph import Array
-
-LARGEST = 255
+from qcomp.integer.requantize import LARGEST
+from qcomp.quantization.qparams import IntArray
 
 
 def weighted_sums(node: ir.Node, rows: Array, zero_point: int, bias: IntArray) -> Sums:

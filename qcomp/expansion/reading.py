@@ -9,11 +9,9 @@ import onnx_ir as ir
 
 from qcomp import graph
 from qcomp.errors import UnsupportedError
-from qcomp.expansion.rounding import IntArray
 from qcomp.graph import Array
 from qcomp.quantization.dyadic import Dyadic
-
-MICROSOFT = "com.microsoft"
+from qcomp.quantization.qparams import IntArray
 
 
 def refuse(node: ir.Node, what: str, hint: str) -> UnsupportedError:

@@ -30,8 +30,9 @@ import numpy as np
 import onnx_ir as ir
 
 from qcomp.expansion.emitter import Emitter
-from qcomp.expansion.rounding import IntArray, Ties, ties_of_accumulator
+from qcomp.expansion.rounding import Ties, ties_of_accumulator
 from qcomp.quantization.dyadic import Dyadic
+from qcomp.quantization.qparams import IntArray
 
 INT32 = (1 << 31) - 1
 Arrange = Callable[[IntArray], IntArray]

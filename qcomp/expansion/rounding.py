@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-IntArray = np.ndarray[Any, np.dtype[np.int64]]
+from qcomp.quantization.qparams import IntArray
 
 
 @dataclass(frozen=True)

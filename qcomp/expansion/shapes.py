@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcomp import graph, shapes
-from qcomp.expansion.reading import MICROSOFT
+from qcomp.operators import MICROSOFT
 
 _LIKES = {
     "QLinearAdd": ("Add", (0, 3)),

@@ -11,7 +11,8 @@ from qcomp import graph
 from qcomp.expansion.emitter import Emitter
 from qcomp.expansion.forms import Forms
 from qcomp.expansion.requantize import Arrange
-from qcomp.expansion.rounding import IntArray
+from qcomp.operators import NOTED_MACS
+from qcomp.quantization.qparams import IntArray
 
 _SPAN = 1024
 """ONNX Runtime broadcasts a vector of so many elements at full speed."""
@@ -41,16 +42,22 @@ class Context:
         self.forms.define(old, new, made)
         self.gone.append(node)
 
+    def note_macs(self, product: ir.Value, layer: ir.Value, count: int) -> None:
+        """Note on a product how many multiplications of one sample it stands for.
+
+        Args:
+            layer: the result, whose first size is the batch.
+            count: for a batch of 1.
+        """
+        node, shape = product.producer(), graph.static_shape(layer)
+        assert node is not None
+        node.metadata_props[NOTED_MACS] = str(count * ((shape or (1,))[0] or 1))
+
     def absorb_clip(self, node: ir.Node) -> tuple[ir.Value, int, int]:
         """The result of a node, and its bounds: where an integer Clip alone reads it, the Clip's, which goes."""
         result = node.outputs[0]
         clip = graph.only_user(result)
-        if (
-            clip is None
-            or not graph.is_op(clip, "Clip")
-            or clip.inputs[0] is not result
-            or clip.graph is not node.graph
-        ):
+        if clip is None or not graph.is_op(clip, "Clip") or clip.inputs[0] is not result:
             return result, 0, 255
         bounds = [_bound(clip, i, default) for i, default in ((1, 0), (2, 255))]
         if bounds[0] is None or bounds[1] is None or bounds[0] > bounds[1]:

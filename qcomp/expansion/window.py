@@ -13,7 +13,7 @@ import onnx_ir as ir
 from qcomp import graph
 from qcomp.expansion import reading
 from qcomp.expansion.emitter import TO_THE_END, Emitter
-from qcomp.expansion.rounding import IntArray
+from qcomp.quantization.qparams import IntArray
 
 
 @dataclass(frozen=True)

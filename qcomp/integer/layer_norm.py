@@ -36,7 +36,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcomp.errors import UnsupportedError
-from qcomp.integer.requantize import Array, check_zero_point, shift_right
+from qcomp.graph import Array
+from qcomp.integer.requantize import check_zero_point, shift_right
 
 MOST_COUNT = 1 << 15
 GAMMA_BITS = 17

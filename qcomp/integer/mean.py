@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcomp.errors import UnsupportedError
-from qcomp.integer.requantize import Array, Requantize
+from qcomp.graph import Array
+from qcomp.integer.requantize import Requantize
 
 MOST_COUNT = 1 << 23
 

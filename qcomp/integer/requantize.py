@@ -10,14 +10,14 @@ shift: because it is even, a half still rounds to the same neighbour.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from qcomp.errors import UnsupportedError
+from qcomp.graph import Array
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
+LARGEST = 255
+"""The largest uint8."""
 MOST_SHIFT = 53
 MULTIPLIER_BITS = 30
 """The largest multiplier of a tensor gets this many."""

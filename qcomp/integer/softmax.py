@@ -29,7 +29,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcomp.errors import UnsupportedError
-from qcomp.integer.requantize import MOST_SHIFT, Array, shift_right
+from qcomp.graph import Array
+from qcomp.integer.requantize import MOST_SHIFT, shift_right
 
 MOST_LENGTH = 1 << 16
 MOST_LENGTH_32 = 1 << 10

@@ -22,17 +22,27 @@ def why_not(node: ir.Node) -> str | None:
     row = operators.find(node)
     if row is None:
         return f"{node.op_type} has no integer form"
+    if graph.is_op(node, "MaxPool") and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
+        return "the indices it gives are read"
     if not operators.handles_floats(node):
         return "its tensors are not known to be float32"
     if row.role is Role.LINEAR:
         return _linear_reason(node)
     if row.role is Role.CLAMP and operators.clamp_bounds(node) is None:
         return "its bounds are not constant"
-    if node.op_type == "Resize" and graph.attribute(node, "mode", "nearest") != "nearest":
-        return "Resize interpolates"
+    if node.op_type == "Resize" and (reason := _resize_reason(node)):
+        return reason
     if row.role is Role.ON_INTEGERS and _pads_something(node):
         return "it pads with a value that is not 0"
     return _parameter_reason(node)
+
+
+def _resize_reason(node: ir.Node) -> str | None:
+    if graph.attribute(node, "mode", "nearest") != "nearest":
+        return "Resize interpolates"
+    if graph.attribute(node, "coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        return "Resize crops, and fills in a value of its own"
+    return None
 
 
 def _parameter_reason(node: ir.Node) -> str | None:

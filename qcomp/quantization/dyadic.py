@@ -146,7 +146,7 @@ def neighbours(factor: FloatArray, bound: FloatArray) -> tuple[Dyadic, Dyadic]:
     Returns:
         Two of one shift, ``(channels,)``; the lower one is at least the finest there is, and so may lie above.
     """
-    finest = _finest_shift(factor, bound)
+    finest = finest_shift(factor, bound)
     shift = int(finest.max(initial=SHIFT))
     widen = 2.0 ** (shift - finest)
     pair = []
@@ -156,7 +156,7 @@ def neighbours(factor: FloatArray, bound: FloatArray) -> tuple[Dyadic, Dyadic]:
     return pair[0], pair[1]
 
 
-def _finest_shift(factor: FloatArray, bound: FloatArray) -> FloatArray:
+def finest_shift(factor: FloatArray, bound: FloatArray) -> FloatArray:
     """The largest shift of each channel at which float kernels stay exact and float32 holds every multiplier."""
     room = EXACT_BITS - np.ceil(np.log2(np.maximum(bound, 1) + 1))
     needed = np.ceil(np.log2(np.maximum(factor, 2.0**-LARGEST_SHIFT) * 2.0**SHIFT + 1))

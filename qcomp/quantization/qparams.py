@@ -4,7 +4,7 @@ Constraints, quoted by the errors:
 
 - C1: every scale is finite and greater than zero;
 - C2: every zero point lies in the type's range;
-- C3: per axis, scale and zero point are vectors of one length.
+- C3: per axis, scale and zero point are vectors of one length; in blocks, they have the tensor's rank.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ class QParams:
 
     Args:
         qtype: the type of the integers.
-        scale: float32, a scalar ``()`` or, per axis, ``(channels,)``.
+        scale: float32, a scalar ``()``, per axis ``(channels,)``, or in blocks the tensor's shape with
+            ``ceil(n / block)`` for the ``n`` of the axis.
         zero_point: integers of the type's container, the same shape.
-        axis: the channel axis; None per tensor.
+        axis: the channel axis, or that along which blocks lie; None per tensor.
+        block: how many elements along the axis share a scale; None where it is not one of blocks.
 
     Raises:
         ValueError: a constraint C1 to C3 of this module does not hold.
@@ -41,14 +43,17 @@ class QParams:
     scale: FloatArray
     zero_point: IntArray
     axis: int | None = None
+    block: int | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.scale).all() and (self.scale > 0).all()):
             raise ValueError(f"C1: every scale is finite and greater than zero, not {self.scale!r}")
         if (self.zero_point < self.qtype.qmin).any() or (self.zero_point > self.qtype.qmax).any():
             raise ValueError(f"C2: every zero point lies in the range of {self.qtype}, not {self.zero_point!r}")
-        if self.scale.shape != self.zero_point.shape or self.scale.ndim != int(self.axis is not None):
-            raise ValueError(f"C3: scale {self.scale.shape} and zero point {self.zero_point.shape}, axis {self.axis}")
+        fits = self.scale.ndim == int(self.axis is not None) if self.block is None else self.scale.ndim > 0
+        if self.scale.shape != self.zero_point.shape or not fits or (self.block is not None and self.axis is None):
+            shapes = f"scale {self.scale.shape} and zero point {self.zero_point.shape}"
+            raise ValueError(f"C3: {shapes}, axis {self.axis}, block {self.block}")
 
     @classmethod
     def asymmetric(cls, low: float, high: float, qtype: QType) -> QParams:
@@ -74,9 +79,9 @@ class QParams:
         shape = () if axis is None else scale.shape
         return cls(qtype, scale.reshape(shape), np.zeros(shape, qtype.container), axis)
 
-    def broadcast(self, array: FloatArray | IntArray, rank: int) -> Any:
-        """Scale or zero point in a shape that broadcasts against a tensor of that rank."""
-        return along(array, self.axis, rank)
+    def broadcast(self, array: FloatArray | IntArray, shape: tuple[int, ...]) -> Any:
+        """Scale or zero point in a shape that broadcasts against a tensor of that shape."""
+        return spread(array, self.axis, self.block, shape)
 
     def quantize(self, real: FloatArray) -> IntArray:
         """The nearest integers, half to even, saturated: ONNX's QuantizeLinear, bit for bit.
@@ -88,8 +93,8 @@ class QParams:
             Integers of the type's container, the same shape.
         """
         with np.errstate(over="ignore"):
-            scaled = np.rint(real.astype(np.float32, copy=False) / self.broadcast(self.scale, real.ndim))
-        shifted = scaled + self.broadcast(self.zero_point, real.ndim).astype(np.float32)
+            scaled = np.rint(real.astype(np.float32, copy=False) / self.broadcast(self.scale, real.shape))
+        shifted = scaled + self.broadcast(self.zero_point, real.shape).astype(np.float32)
         integers: IntArray = np.clip(shifted, self.qtype.qmin, self.qtype.qmax).astype(self.qtype.container)
         return integers
 
@@ -100,9 +105,9 @@ class QParams:
 
     def dequantize(self, integers: IntArray) -> FloatArray:
         """``scale * (q - zero_point)`` in float32: ONNX's DequantizeLinear."""
-        wide = integers.astype(np.int32) - self.broadcast(self.zero_point, integers.ndim).astype(np.int32)
+        wide = integers.astype(np.int32) - self.broadcast(self.zero_point, integers.shape).astype(np.int32)
         with np.errstate(over="ignore"):
-            real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.ndim)
+            real: FloatArray = wide.astype(np.float32) * self.broadcast(self.scale, integers.shape)
         return real
 
 
@@ -111,6 +116,13 @@ def along(vector: Any, axis: int | None, rank: int) -> Any:
     if axis is None:
         return vector
     return vector.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def spread(array: Any, axis: int | None, block: int | None, shape: tuple[int, ...]) -> Any:
+    """Scale or zero point of a tensor, its channels or blocks, so that it broadcasts against the tensor."""
+    if block is None or axis is None:
+        return along(array, axis, len(shape))
+    return np.repeat(array, block, axis).take(range(shape[axis]), axis)
 
 
 def _usable(scale: float) -> float:

@@ -18,6 +18,8 @@ Range = tuple[float, float]
 CANDIDATES = np.linspace(0.2, 1.0, 65)
 """The fractions of an extreme that the searches try."""
 PERCENTILE = 99.99
+SEARCHED_AT_ONCE = 1 << 22
+"""How many weights are searched at once: the search takes several times their memory."""
 LEAST_SHARE = 1e-9
 """A level that nothing falls on counts for so much of a distribution, so that no divergence is infinite for it."""
 
@@ -87,6 +89,24 @@ def method(name: str) -> Callable[[Histogram, QType], Range]:
     return METHODS[name]
 
 
+def squared_error(histogram: Histogram, lows: Array, highs: Array, step: float) -> Array:
+    """The expected squared error of ranges of one step: of clipping, exactly, plus step**2 / 12 for rounding.
+
+    Args:
+        histogram: of the values.
+        lows, highs: the ends of each range.
+        step: between two integers.
+
+    Returns:
+        float64, one for each range.
+    """
+    moments, edges = _tail_moments(histogram), histogram.edges
+    above = _clipped(histogram, moments, np.minimum(highs, edges[-1]), upper=True)
+    clipped = above + _clipped(histogram, moments, np.maximum(lows, edges[0]), upper=False)
+    error: Array = clipped + step**2 / 12 * (histogram.total - histogram.zeros)
+    return error
+
+
 def _tail_moments(histogram: Histogram) -> Array:
     """Cumulative count, sum and sum of squares from the left: float64 ``(3, BINS + 1)``."""
     centers = np.clip(histogram.centers, histogram.low, histogram.high)
@@ -148,6 +168,14 @@ def weight_reach(rows: Array, qtype: QType, *, search: bool) -> Array:
     largest: Array = np.abs(rows).max(axis=1, initial=0.0)
     if not search:
         return largest
+    at_once = max(SEARCHED_AT_ONCE // max(rows.shape[1], 1), 1)
+    parts = [slice(i, i + at_once) for i in range(0, len(rows), at_once)]
+    found = [_searched(rows[part], largest[part], qtype) for part in parts]
+    return np.concatenate(found) if found else largest
+
+
+def _searched(rows: Array, largest: Array, qtype: QType) -> Array:
+    """The fraction of each row's largest magnitude with the least squared error, times it."""
     best: Array = largest.copy()
     least = np.full(largest.shape, np.inf)
     for fraction in np.linspace(1.0, 0.4, 25, dtype=np.float32):

@@ -50,7 +50,11 @@ def dyadic_scales(
     biases = bias_steps / scale if bias_steps.size else 0.0
     below, above = dyadic.neighbours(scale / ratio, products + biases)
     lower, upper = _scales(below, ratio), _scales(above, ratio)
-    better = (upper > FAR * scale) & (lower >= least) & (_error(rows, lower, qtype) < _error(rows, upper, qtype))
+    better = (
+        (upper > FAR * scale)
+        & (lower >= least)
+        & (squared_error(rows, lower, qtype) < squared_error(rows, upper, qtype))
+    )
     chosen: FloatArray = np.where(better, lower, upper)
     return chosen
 
@@ -60,8 +64,8 @@ def _scales(factor: Dyadic, ratio: float) -> FloatArray:
     return scales
 
 
-def _error(rows: FloatArray, scale: FloatArray, qtype: QType) -> FloatArray:
-    """The squared error of each row, rounded to the nearest multiple of its scale."""
+def squared_error(rows: FloatArray, scale: FloatArray, qtype: QType) -> FloatArray:
+    """The squared error of each row, rounded to the nearest multiple of its scale that the type holds."""
     step = scale[:, None]
     rounded = np.clip(np.rint(rows / step), qtype.qmin, qtype.qmax) * step
     error: FloatArray = np.sum((rounded - rows) ** 2, axis=1)

@@ -25,13 +25,16 @@ def warnings(report: Report, bound: float | None = None) -> list[str]:
 
 def remedies(report: Report, bound: float | None = None) -> list[str]:
     """What to try, the most promising first; all of it exists."""
-    options = _options(report)
-    found = [f"--keep {name!r}  (it costs the most)" for name, _ in report.error.worst[:1]]
+    options, allows_floats = _options(report), _allows_floats(report)
+    floats = " --allow-float" if allows_floats is False else ""
+    found = [f"--keep {name!r}{floats}  (it costs the most)" for name, _ in report.error.worst[:1]]
     if bound is None:
-        found.append(f"--guard {guard.WARN_DB:g}  (keeps as few layers in float as reach that many dB)")
+        found.append(f"--guard {guard.WARN_DB:g}{floats}  (keeps as few layers in float as reach that many dB)")
     if _bits(options.get("weights")) < 8:
         found.append(f"--weights int8  (now {options['weights']})")
-    if _bits(options.get("activations")) <= 8:
+    if allows_floats is not None and _bits(options.get("activations")) < 8:
+        found.append(f"--activations uint8  (now {options['activations']})")
+    if allows_floats is None and _bits(options.get("activations")) <= 8:
         found.append(f"--activations uint16  (now {options['activations']}; slower)")
     if options.get("ranges") == "minmax":
         found.append("-O1  (searches the ranges of activations, corrects biases)")
@@ -44,6 +47,12 @@ def _options(report: Report) -> dict[str, str | None]:
     """The options of the pass that quantizes, as it ran."""
     step = next((step for step in pipeline.parse(report.passes) if step.name() == "insert-qdq"), None)
     return {name: getattr(step, name, None) for name in ("weights", "activations", "ranges")}
+
+
+def _allows_floats(report: Report) -> bool | None:
+    """Whether an integer form, which takes at most 8 bits, may leave operators in float; None for other forms."""
+    found = [step for step in pipeline.parse(report.passes) if hasattr(step, "allow_float")]
+    return bool(getattr(found[0], "allow_float", False)) if found else None
 
 
 def _bits(kind: str | None) -> int:

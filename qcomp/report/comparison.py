@@ -83,7 +83,7 @@ def compare(
         ModelError: the models differ in their inputs, or have no float output in common.
         DataError: the samples do not run, or the labels do not fit.
     """
-    _check_inputs(runtime.input_specs(reference), runtime.input_specs(quantized))
+    check_inputs(runtime.input_specs(reference), runtime.input_specs(quantized))
     as_it_is, quantized = quantized, noted_scales.with_dequantized(quantized)
     result = Comparison(0, _outputs(reference, quantized), layers(reference, quantized), 0)
     if labels is not None:
@@ -107,7 +107,7 @@ def compare(
 def _update(result: Comparison, before: Feeds, after: Feeds, labels: NDArray[np.int64] | None) -> None:
     rows = len(next(iter(before.values())))
     for output in result.outputs:
-        _check_shape(output.name, before[output.name], after[output.name])
+        check_shape(output.name, before[output.name], after[output.name])
         output.update(before[output.name], after[output.name])
     if result.accuracy is not None and labels is not None:
         name, upto = result.accuracy.output, result.samples + rows
@@ -116,13 +116,23 @@ def _update(result: Comparison, before: Feeds, after: Feeds, labels: NDArray[np.
     result.samples += rows
 
 
-def _check_shape(name: str, before: Array, after: Array) -> None:
+def check_shape(name: str, before: Array, after: Array) -> None:
+    """Refuse outputs of two models with different shapes.
+
+    Raises:
+        ModelError: names the output.
+    """
     if before.shape != after.shape:
         what = f"the output {name!r} has the shape {list(before.shape)} in one and {list(after.shape)} in the other"
         raise ModelError(what, hint="compare a model with its own quantized form")
 
 
-def _check_inputs(reference: Sequence[InputSpec], quantized: Sequence[InputSpec]) -> None:
+def check_inputs(reference: Sequence[InputSpec], quantized: Sequence[InputSpec]) -> None:
+    """Refuse models that take different inputs.
+
+    Raises:
+        ModelError: names the inputs of both.
+    """
     wanted, found = ({s.name: s for s in specs} for specs in (reference, quantized))
     if wanted.keys() == found.keys() and all(_alike(spec, found[name]) for name, spec in wanted.items()):
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
@@ -16,7 +15,9 @@ from qcomp.outer import Grid
 from qcomp.report import summary
 from qcomp.report.summary import FloatOperator
 
+_ACTIVATIONS = (ir.DataType.UINT8, ir.DataType.INT8)
 _CONVERT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+_MOST_DIGITS = 20
 _COUNTED = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING})
 
 
@@ -37,7 +38,9 @@ class Inspection:
         in_float: the operators of a float model that would stay in float, and why.
         grids: how the integers behind the inputs and outputs of a quantized model stand for real numbers, by name.
         not_integer_only: what keeps a quantized model from computing in integers alone; None where it does.
-        exact: the machines on which the products of a quantized model are exact, as `qcomp.exactness` names them.
+        exact: the machines on which the products of a quantized model are exact, as `qcomp.exactness` names them,
+            proved from its weights.
+        recorded: those that the file says; None where it says nothing.
     """
 
     opset: int
@@ -53,6 +56,7 @@ class Inspection:
     grids: dict[str, Grid] = field(default_factory=dict)
     not_integer_only: str | None = None
     exact: str = exactness.EVERYWHERE
+    recorded: str | None = None
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -63,7 +67,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     model = files.read(path)
     opset, counts = upgrade.opset(model), Counter(node.op_type for node in model.graph.all_nodes())
-    quantized = any(files.is_quantized(node) for node in _all_nodes(model))
+    quantized = files.is_quantized_model(model)
     if quantized:
         shapes.infer_shapes(model)
     else:
@@ -73,18 +77,13 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         return _with_integers(found, model) if quantized else found
 
 
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    yield from model.graph.all_nodes()
-    for function in model.functions.values():
-        yield from function.all_nodes()
-
-
 def _with_integers(found: Inspection, model: ir.Model) -> Inspection:
     """What only a quantized model has."""
     why = integer_only.why_not(model)
     ours = found.in_integers if why else [_listed(node) for node in model.graph if node.op_type not in _CONVERT]
-    exact = exactness.read(model) or exactness.needed(model)
-    return replace(found, in_integers=ours, grids=outer.grids(model), not_integer_only=why, exact=exact)
+    exact, recorded = exactness.needed(model), exactness.read(model)
+    grids = outer.grids(model)
+    return replace(found, in_integers=ours, grids=grids, not_integer_only=why, exact=exact, recorded=recorded)
 
 
 def _listed(node: ir.Node) -> tuple[str, str]:
@@ -124,12 +123,17 @@ def foresee(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]
 
 def _of_quantized(model: ir.Model) -> tuple[list[tuple[str, str]], list[FloatOperator]]:
     """The operators of a quantized model that run in integers."""
-    found = [
-        node
-        for node in model.graph.all_nodes()
-        if summary.is_quantized(node) or (files.is_quantized(node) and node.op_type not in _CONVERT)
-    ]
+    found = [node for node in model.graph.all_nodes() if summary.is_quantized(node) or _is_on_integers(node)]
     return [_listed(node) for node in found], []
+
+
+def _is_on_integers(node: ir.Node) -> bool:
+    """Whether it computes with integers, or gives or moves activations of 8 bits, rather than converts them."""
+    if node.op_type in _CONVERT:
+        return False
+    source = node.inputs[0] if node.inputs else None
+    moves = source is not None and source.dtype in _ACTIVATIONS and graph.constant_tensor(source) is None
+    return files.is_quantized(node) or moves
 
 
 def _macs(model: ir.Model) -> int | None:
@@ -148,4 +152,6 @@ def _integer_macs(node: ir.Node) -> int | None:
     inner = weights[1:] if "Conv" in node.op_type else weights[-2:-1] if len(weights) > 1 else weights
     if node.op_type == "QGemm" and graph.attribute(node, "transB", 0):
         inner = weights[1:]
-    return math.prod(size or 1 for size in (*made, *inner))
+    own = math.prod(size or 1 for size in (*made, *inner))
+    noted = node.metadata_props.get(operators.NOTED_MACS, "")
+    return min(int(noted), own) if noted.isdecimal() and len(noted) < _MOST_DIGITS else own

@@ -105,6 +105,28 @@ def is_quantized(node: ir.Node) -> bool:
     return operators.find(node) is not None and any(qdq.read(v) is not None for v in node.inputs)
 
 
+def macs(model: ir.Model) -> int:
+    """Multiply-accumulates of one sample in the linear operators of a float or Q/DQ graph."""
+    return sum(operators.macs(node) for node in model.graph)
+
+
+def left_in_float(report: Report, model: ir.Model, total: int) -> Report:
+    """The report when a backend has left more operators in float than the Q/DQ graph did.
+
+    Args:
+        report: of the Q/DQ graph.
+        model: what the backend's passes made of it.
+        total: the multiply-accumulates of the Q/DQ graph.
+    """
+    known = {(operator.kind, operator.name) for operator in report.in_float}
+    new = [node for node in model.graph if qdq.why_float(node) and (node.op_type, str(node.name)) not in known]
+    counts = Counter(report.quantized) - Counter(node.op_type for node in new)
+    share = report.macs_quantized - sum(operators.macs(node) for node in new) / max(total, 1)
+    return dataclasses.replace(
+        report, quantized=dict(counts.most_common()), in_float=in_float(model), macs_quantized=max(share, 0.0)
+    )
+
+
 def in_float(quantized: ir.Model) -> list[FloatOperator]:
     """The operators that stayed in float, with the noted reason."""
     found = [(n, reason) for n in quantized.graph if (reason := qdq.why_float(n)) is not None]

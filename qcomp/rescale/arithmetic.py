@@ -19,10 +19,10 @@ import onnx_ir as ir
 
 from qcomp import graph, operators
 from qcomp.errors import UnsupportedError
+from qcomp.integer.requantize import LARGEST
+from qcomp.operators import MICROSOFT
 from qcomp.quantization.dyadic import EXACT_BITS, PRODUCT_SHIFT, SHIFT, Dyadic
-from qcomp.rescale.site import MICROSOFT, Emitter, Site
-
-LARGEST = 255
+from qcomp.rescale.site import Emitter, Site
 
 
 def add(site: Site, emitter: Emitter) -> ir.Value:
@@ -66,7 +66,7 @@ def global_average_pool(site: Site, emitter: Emitter) -> ir.Value:
     factor = mean_factor(site.input_scale() / site.scale / count, count)
     scale = np.asarray(count * float(factor.value), np.float32)
     if float(scale) != count * float(factor.value):
-        hint = "keep it in float with --keep and --allow-float"
+        hint = "leave it in float with --allow-float"
         raise UnsupportedError(f"it averages {count} elements at once", where=graph.describe(site.node), hint=hint)
     inputs = [site.integers(), emitter.shared(scale, "factor"), site.zero(), emitter.one, site.zero_point]
     return emitter.add(site, "QLinearGlobalAveragePool", inputs, {"channels_last": 0}, domain=MICROSOFT)
@@ -80,7 +80,8 @@ def counted(site: Site) -> int:
     """
     count = operators.averaged(site.node)
     if not count:
-        what, hint = "the number of elements it averages is not known", "give the model a fixed height and width"
+        what = "the number of elements it averages is not known"
+        hint = "give the model a fixed height and width, or leave it in float with --allow-float"
         raise UnsupportedError(what, where=graph.describe(site.node), hint=hint)
     return count
 

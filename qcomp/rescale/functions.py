@@ -61,7 +61,7 @@ def layer_normalization(site: Site, emitter: Emitter) -> ir.Value:
     axis = graph.attribute(node, "axis", -1) % max(len(sizes), 1)
     dims = [size for size in sizes[axis:] if size is not None]
     if not dims or len(dims) < len(sizes) - axis:
-        hint = "give the model a fixed size there"
+        hint = "give the model a fixed size there, or leave it in float with --allow-float"
         raise UnsupportedError("the length of its rows is not known", where=graph.describe(node), hint=hint)
     gamma, beta = (graph.constant(v) if v is not None else None for v in (*node.inputs[1:], None)[:2])
     assert gamma is not None

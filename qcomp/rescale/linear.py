@@ -1,7 +1,8 @@
 """Linear operators: QLinearConv, QGemm, QLinearMatMul, whose weight scales are the dyadic factors.
 
 The accumulator's bound is proved from the weights, ``sum |w| * max |x - x_zero_point| + |bias|``, and noted in the
-node's metadata under ``qcomp.accumulator``, where backends choose widths by it.
+node's metadata under ``qcomp.accumulator``, where backends choose widths by it. Products of two activations of a
+dynamic length have no such note: that int32 holds them is assumed, for up to `TERMS` terms, and not proved.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from qcomp import graph, operators, qdq
 from qcomp.errors import UnsupportedError
 from qcomp.graph import Array
 from qcomp.linear_qdq import BIAS_LIMIT
+from qcomp.operators import MICROSOFT
 from qcomp.quantization import dyadic
 from qcomp.quantization.dyadic import Dyadic
-from qcomp.rescale.site import MICROSOFT, Emitter, Site
+from qcomp.rescale.site import Emitter, Site
 
 ACCUMULATOR = "qcomp.accumulator"
 """The key of a node's metadata with the largest magnitude its accumulator can have."""
@@ -85,14 +87,14 @@ def _shape_behind(site: Site, emitter: Emitter, source: ir.Value, channels: int)
 
 
 def _two_activations(site: Site, emitter: Emitter) -> ir.Value:
-    length = (graph.static_shape(site.integers(0)) or (None,))[-1] or TERMS
-    bound = site.inputs[0].largest * site.inputs[1].largest * length
+    length = (graph.static_shape(site.integers(0)) or (None,))[-1]
+    bound = site.inputs[0].largest * site.inputs[1].largest * (length or TERMS)
     _check_bound(site.node, np.asarray(bound))
     factor = Dyadic.nearest(site.input_scale(0) * site.input_scale(1) / site.scale)
     scale = emitter.shared(factor.value, "factor")
     inputs = [site.integers(0), emitter.one, site.zero(0), site.integers(1), scale, site.zero(1)]
     out = emitter.add(site, "QLinearMatMul", [*inputs, emitter.one, site.zero_point])
-    return _noted(out, bound)
+    return out if length is None else _noted(out, bound)
 
 
 class _Weight:
@@ -196,7 +198,7 @@ def _check_bound(node: ir.Node, bound: Array) -> None:
     most = int(bound.max(initial=0))
     if most > dyadic.ACCUMULATOR:
         what = f"its accumulator may reach {most:,}, which int32 does not hold"
-        hint = "give it fewer bits, or keep it in float with --keep and --allow-float"
+        hint = "give it fewer bits, or leave it in float with --allow-float"
         raise UnsupportedError(what, where=graph.describe(node), hint=hint)
 
 
@@ -211,4 +213,4 @@ def _factor(node: ir.Node, ratio: Array, bound: Array) -> Dyadic:
                 return found
             break
     what = "its scales are no dyadic ratios that float32 kernels compute exactly"
-    raise UnsupportedError(what, where=graph.describe(node), hint="insert Q/DQ with dyadic=true")
+    raise UnsupportedError(what, where=graph.describe(node), hint="insert Q/DQ with scales=dyadic")

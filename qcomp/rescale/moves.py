@@ -18,15 +18,16 @@ def same_scale(site: Site, emitter: Emitter) -> None:
     Raises:
         UnsupportedError: its scales differ, or it has no form on integers.
     """
-    for index, quantize in enumerate(site.quantizes):
-        out = site.node.outputs[index]
+    for quantize in site.quantizes:
         if quantize is not None:
             _check_same(site, quantize)
+    if graph.is_op(site.node, "Resize"):
+        _resize_by_sizes(site, emitter)
+    for out, quantize in zip(site.node.outputs, site.quantizes, strict=True):
+        if quantize is not None:
             _settle(out, quantize, emitter)
         elif graph.is_float(out):  # nothing reads it
             out.type = ir.TensorType(ir.DataType.UINT8)
-    if graph.is_op(site.node, "Resize"):
-        _resize_by_sizes(site, emitter)
     for index, value in enumerate(site.node.inputs):
         if value is site.inputs[0].dequantize.outputs[0]:
             site.node.replace_input_with(index, site.integers())
@@ -61,21 +62,22 @@ def _settle(out: ir.Value, quantize: ir.Node, emitter: Emitter) -> None:
 
 
 def _resize_by_sizes(site: Site, emitter: Emitter) -> None:
-    """Sizes in place of the float scales, where those that change are static and agree.
+    """Sizes in place of the float scales, where they are whole numbers.
 
     Sizes of all axes: ONNX Runtime's transpose optimizer spoils those of a Resize with the attribute ``axes``.
     """
     node = site.node
-    before, after = (graph.static_shape(v) for v in (node.inputs[0], node.outputs[0]))
+    before = graph.static_shape(node.inputs[0])
     scales = graph.constant(node.inputs[2]) if len(node.inputs) > 2 else None
-    if scales is None or not scales.size or before is None or after is None:
+    if scales is None or not scales.size:
         return
-    axes = graph.attribute(node, "axes", range(len(before)))
-    moved = [(int(axis), float(scale)) for axis, scale in zip(axes, scales, strict=True) if scale != 1]
-    if any(not after[axis] or (before[axis] or 0) * scale != after[axis] for axis, scale in moved):
-        what, hint = "its scales give no whole sizes", "give the model a fixed height and width"
+    axes = graph.attribute(node, "axes", range(len(before or scales)))
+    by_axis = {int(axis): float(scale) for axis, scale in zip(axes, scales, strict=True)}
+    if before is None or not all(_is_whole(before[axis], scale) for axis, scale in by_axis.items()):
+        what, hint = "its scales give no whole sizes", "leave it in float with --allow-float"
         raise UnsupportedError(what, where=graph.describe(node), hint=hint)
-    sizes = _sizes(site, emitter, after)
+    factors = [by_axis.get(axis, by_axis.get(axis - len(before), 1.0)) for axis in range(len(before))]
+    sizes = _sizes(site, emitter, before, factors)
     unread = [value for value in node.inputs[1:3] if value is not None]
     node.resize_inputs(4)
     for index, value in enumerate((None, None, sizes), start=1):
@@ -85,13 +87,27 @@ def _resize_by_sizes(site: Site, emitter: Emitter) -> None:
     node.attributes.pop("axes", None)
 
 
-def _sizes(site: Site, emitter: Emitter, known: Sequence[int | None]) -> ir.Value:
-    """int64; what is dynamic has the size of the source."""
-    if None not in known:
-        return emitter.shared(np.array(known, np.int64), "sizes")
-    parts = []
-    for axis, size in enumerate(known):
-        span = {"start": axis, "end": axis + 1}
-        own = emitter.add(site, "Shape", [site.integers()], span, dtype=ir.DataType.INT64) if size is None else None
-        parts.append(own or emitter.shared(np.array([size], np.int64), "size"))
+def _is_whole(size: int | None, scale: float) -> bool:
+    """Whether that many times a size, or any size where it is dynamic, is a whole number."""
+    made = (1 if size is None else size) * scale
+    return made >= 1 and made.is_integer()
+
+
+def _sizes(site: Site, emitter: Emitter, before: Sequence[int | None], factors: Sequence[float]) -> ir.Value:
+    """int64; where the source is dynamic, so often its size."""
+    known = [size for size in before if size is not None]
+    if len(known) == len(before):
+        return emitter.shared((np.array(known) * factors).astype(np.int64), "sizes")
+    parts = [_size(site, emitter, axis, size, factors[axis]) for axis, size in enumerate(before)]
     return emitter.add(site, "Concat", parts, {"axis": 0}, dtype=ir.DataType.INT64)
+
+
+def _size(site: Site, emitter: Emitter, axis: int, size: int | None, factor: float) -> ir.Value:
+    if size is not None:
+        return emitter.shared(np.array([size * factor]).astype(np.int64), "size")
+    span = {"start": axis, "end": axis + 1}
+    own = emitter.add(site, "Shape", [site.integers()], span, dtype=ir.DataType.INT64)
+    if factor == 1:
+        return own
+    times = emitter.shared(np.array([int(factor)], np.int64), "times")
+    return emitter.add(site, "Mul", [own, times], dtype=ir.DataType.INT64)

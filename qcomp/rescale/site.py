@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,6 @@ import onnx_ir as ir
 from qcomp import graph, noted_scales, operators, qdq, units
 from qcomp.errors import UnsupportedError
 from qcomp.graph import Array, Names
-
-MICROSOFT = "com.microsoft"
-"""ONNX Runtime's own operators."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class Emitter:
     def __init__(self, target: ir.Graph) -> None:
         self.graph, self.names = target, Names(target)
         self.removed: list[ir.Node] = []
-        self._shared: dict[bytes, ir.Value] = {}
+        self._shared: dict[Hashable, ir.Value] = {}
 
     def constant(self, array: Array, name: str) -> ir.Value:
         """A new initializer."""
@@ -145,7 +142,7 @@ class Emitter:
 
     def shared(self, array: Array, name: str) -> ir.Value:
         """An initializer that all who ask for these contents share."""
-        key = array.dtype.str.encode() + str(array.shape).encode() + array.tobytes()
+        key = graph.contents(array)
         if key not in self._shared or self._shared[key].graph is not self.graph:
             self._shared[key] = self.constant(array, name)
         return self._shared[key]

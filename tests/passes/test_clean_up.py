@@ -216,3 +216,25 @@ def test_folding_within_a_branch():
     model = clean(b.model("y"))
     bodies = [a.value for a in model.graph[-1].attributes.values()]
     assert sorted([n.op_type for n in body] for body in bodies) == [["Identity"], ["Mul"]]
+
+
+@pytest.mark.parametrize("kind", ["Max", "Min"])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1)])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bound_that_is_one_number_becomes_a_clip(kind, shape, first):
+    b = small.Builder()
+    x, number = b.input("x", ["N", 3, 4]), b.constant(np.full(shape, 0.25, "f4"))
+    b.op("Relu", b.op(kind, *((number, x) if first else (x, number))), name="y")
+    assert small.kinds(clean(b.model("y"))) == ["Clip", "Relu"]
+
+
+@pytest.mark.parametrize("other", [(3, 1), (1, 1, 1, 1), "activation", "three"])
+def test_other_bounds_stay(other):
+    b = small.Builder()
+    x = b.input("x", ["N", 3, 4])
+    bounds = {"activation": [b.op("Sigmoid", x)], "three": [b.constant(0.1), b.constant(0.2)]}
+    given = bounds.get(other) or [b.constant(np.full(other, 0.25, "f4"))]
+    b.op("Relu", b.op("Max", x, *given), name="y")
+    model = files.load(b.model("y"))
+    CleanUp().run(model, Statistics())
+    assert small.kinds(model)[-2:] == ["Max", "Relu"]

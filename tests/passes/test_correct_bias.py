@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from qcomp import graph, pipeline, qdq
 from qcomp.calibration.observers import Statistics
+from qcomp.errors import CalibrationError
 from qcomp.models import digits
 from qcomp.passes.correct_bias import CorrectBias
 
@@ -195,3 +196,72 @@ def test_random_convolutions(seed, group, kernel, stride, data):
 
     before, _, after, batch = rounded_and_corrected(function, "weights=int2 activations=none", seed)
     assert shifts(before, after, batch).max() < 1e-5
+
+
+def channel_means(model, names, batch):
+    session = quantized.runtime.session(quantized.runtime.with_outputs(model, names), optimize=False)
+    return [array.mean(axis=(0, 2, 3)) for array in session.run(names, batch)]
+
+
+def residual_net(b):
+    x = b.op("Relu", b.conv(b.input("x", ["N", 4, 8, 8]), 4, 8, pads=[1] * 4))
+    for _ in range(3):
+        y = b.op("Relu", b.conv(x, 8, 8, pads=[1] * 4))
+        x = b.op("Relu", b.op("Add", x, b.conv(y, 8, 8, pads=[1] * 4)))
+    b.op("GlobalAveragePool", x, name="y")
+
+
+def test_empirical_means_are_those_of_the_float_model_in_every_layer():
+    b = small.Builder(3)
+    residual_net(b)
+    proto = b.model("y")
+    batch = small.feeds(quantized.loaded(proto), 0, 32)
+    worst = {}
+    for method in ("statistics", "empirical"):
+        line = f"{ROUNDED % 'weights=int3 activations=uint4'},correct-bias{{method={method}}}"
+        before, after = quantized.apply(proto, line, batch)
+        real = {v.name for n in before.graph for v in n.outputs}
+        sums = [n for n in after.graph if n.op_type == "Add"]
+        first = [n for n in after.graph if n.op_type == "Conv"][:2]
+        names = [str(n.outputs[0].name) for n in (*first, *sums) if n.outputs[0].name in real]
+        assert len(names) == 5
+        means = zip(channel_means(before, names, batch), channel_means(after, names, batch), strict=True)
+        worst[method] = max(float(np.abs(one - two).max()) for one, two in means)
+    assert worst["empirical"] < 0.5 * worst["statistics"]
+
+
+def test_empirical_correction_raises_the_accuracy_where_activations_are_coarse():
+    gains = []
+    for seed in range(6):
+        b = small.Builder(seed)
+        narrow_cnn(b)
+        proto = b.model("y")
+        batch = small.feeds(quantized.loaded(proto), 0, 32)
+        ratios = []
+        for method in ("statistics", "empirical"):
+            line = f"{ROUNDED % 'weights=int4 activations=uint4'},correct-bias{{method={method}}}"
+            before, after = quantized.apply(proto, line, batch)
+            ratios.append(quantized.sqnr(before, after, small.feeds(before, 50 + seed, 64))["y"])
+        gains.append(ratios[1] - ratios[0])
+    assert np.mean(gains) > 1
+
+
+def test_a_second_empirical_run_changes_nothing():
+    b = small.Builder(1)
+    residual_net(b)
+    model = quantized.loaded(b.model("y"))
+    line = pipeline.parse(f"{ROUNDED % 'weights=int4'},correct-bias{{method=empirical}}")
+    stats = quantized.statistics(model, [o for p in line for o in p.observe(model)], small.feeds(model, 0, 8))
+    pipeline.run(model, line[:-1], stats=stats)
+    assert line[-1].run(model, stats)
+    once = small.serialized(model)
+    assert not line[-1].run(model, stats)
+    assert small.serialized(model) == once
+
+
+def test_empirical_correction_needs_samples():
+    b = small.Builder(1)
+    gemm(b)
+    model = quantized.quantize(b.model("y"), line=ROUNDED % "weights=int4")
+    with pytest.raises(CalibrationError, match="samples"):
+        CorrectBias(method="empirical").run(model, Statistics())

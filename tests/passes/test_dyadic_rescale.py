@@ -246,8 +246,8 @@ def test_an_add_kept_in_float_is_no_bias_of_what_has_none(matrix):
 
 
 def test_free_scales_are_refused_with_a_hint():
-    line = LINE.replace("ranges=minmax", "ranges=minmax dyadic=false")
-    with pytest.raises(UnsupportedError, match="dyadic=true"):
+    line = LINE.replace("ranges=minmax", "ranges=minmax scales=free")
+    with pytest.raises(UnsupportedError, match="scales=dyadic"):
         quantized.quantize(build(conv), line=line)
 
 

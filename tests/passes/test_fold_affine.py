@@ -119,7 +119,7 @@ def test_a_scale_passes_padding_and_a_shift_does_not(caplog):
     x = affine(b, "Sub", b.input("x", ["N", 4, 6, 6]), (4, 1, 1))
     conv = b.conv(affine(b, "Div", x, (4, 1, 1)), 4, 8, pads=[1] * 4)
     with caplog.at_level("INFO"):
-        assert small.kinds(fold(b.model(conv))) == ["Sub", "Conv"]
+        assert small.kinds(fold(b.model(conv))) == ["Add", "Conv"]
     assert "pads with zeros" in caplog.text
 
 
@@ -158,6 +158,46 @@ def test_constant_minus_something_is_not_merged():
     assert small.kinds(fold(b.model("y"), changed=False)) == ["Sub", "Add", "Relu"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "first", "found"),
+    [("Sub", False, ["Add"]), ("Div", False, ["Mul"]), ("Sub", True, ["Neg", "Add"]), ("Add", True, ["Add"])],
+)
+def test_what_stays_is_a_sum_or_a_product(kind, first, found):
+    """Of several numbers; with one number it is a function of one activation, which has an integer form."""
+    for shape in ((4, 1, 1), (1, 4, 6, 6)):
+        b = small.Builder()
+        b.op("Relu", affine(b, kind, b.input("x", ["N", 4, 6, 6]), shape, first=first), name="y")
+        assert small.kinds(fold(b.model("y"), changed=kind != "Add")) == [*found, "Relu"]
+    b = small.Builder()
+    b.op("Relu", affine(b, kind, b.input("x", ["N", 4, 6, 6]), (), first=first), name="y")
+    assert small.kinds(fold(b.model("y"), changed=False)) == [kind, "Relu"]
+
+
+def test_differences_are_exact():
+    b = small.Builder()
+    b.op("Relu", affine(b, "Sub", b.input("x", ["N", 4]), (4,)), name="y")
+    model = files.load(b.model("y"))
+    inputs = small.feeds(model, 3)
+    before = small.run(model, inputs)["y"]
+    FoldAffine().run(model, Statistics())
+    np.testing.assert_array_equal(small.run(model, inputs)["y"], before)
+
+
+@pytest.mark.parametrize("behind", [True, False])
+def test_a_negation_is_folded(behind):
+    b = small.Builder()
+    x = b.input("x", ["N", 3, 6, 6])
+    result = b.op("Neg", b.conv(x, 3, 4)) if behind else b.conv(b.op("Neg", x), 3, 4, pads=[1] * 4)
+    b.op("Relu", result, name="y")
+    assert small.kinds(fold(b.model("y"))) == ["Conv", "Relu"]
+
+
+def test_a_negation_joins_a_scale_before_it():
+    b = small.Builder()
+    b.op("Relu", b.op("Neg", affine(b, "Mul", b.input("x", ["N", 4]), (4,))), name="y")
+    assert small.kinds(fold(b.model("y"))) == ["Mul", "Relu"]
+
+
 def test_the_half_of_a_gelu_stays():
     assert small.kinds(fold(small.attention(0))).count("Mul") == 2
 
@@ -167,7 +207,8 @@ def test_refused(why):
     b = small.Builder()
     conv = b.conv(b.input("x", ["N", 3, 6, 6]), 3, 4)
     constant = b.input("s", [4, 1, 1]) if why == "not constant" else b.random(4, 1, 1)
-    b.op("Div", *((constant, conv) if why == "constant / x" else (conv, constant)), name="y")
+    kind, operands = ("Div", (constant, conv)) if why == "constant / x" else ("Mul", (conv, constant))
+    b.op(kind, *operands, name="y")
     outputs = {"several users": [b.op("Relu", conv)], "an output": [conv]}.get(why, [])
     fold(b.model("y", *outputs), changed=False)
 

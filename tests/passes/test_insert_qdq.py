@@ -468,7 +468,7 @@ def test_every_shared_weight_has_bias_scales_of_its_own():
 
 
 def test_shared_weights_are_held_once_where_their_scales_agree():
-    line = LINE.replace("ranges=minmax", "ranges=minmax dyadic=false")
+    line = LINE.replace("ranges=minmax", "ranges=minmax scales=free")
     b = small.Builder(1)
     x, weight, bias = image(b, 4), b.random(4, 4, 3, 3), b.random(4)
     for name in ("c", "d", "e", "y"):
@@ -524,7 +524,7 @@ def test_int4_weights_lie_in_seven_steps_either_way():
 
 
 def test_uint4_activations_are_clipped_on_the_integers():
-    after = quantized.quantize(build(classifier), line=line("activations=uint4"))
+    after = quantized.quantize(build(classifier), line=line("activations=uint4 wide_ends=false"))
     values = {id(n.inputs[0]): qdq.read(n.inputs[0]) for n in after.graph if n.op_type in ("Conv", "Gemm")}
     assert len(values) == 4
     bounds = {r.bounds for r in values.values() if r.quantize is not None}

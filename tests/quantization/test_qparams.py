@@ -67,7 +67,7 @@ def quantizations(draw):
     params, shape = draw(params_and_shape())
     steps = draw(hnp.arrays(np.float32, shape, elements=st.integers(-70000, 70000).map(lambda n: n / 2)))
     with np.errstate(over="ignore"):
-        near = steps * params.broadcast(params.scale, 2)
+        near = steps * params.broadcast(params.scale, shape)
     anything = draw(hnp.arrays(np.float32, shape, elements=FLOATS))
     take = draw(hnp.arrays(bool, shape))
     return params, np.where(take & np.isfinite(near), near, anything).astype(np.float32)

@@ -44,6 +44,16 @@ def test_remedies_are_those_that_are_not_in_use_yet(passes, bound, samples, expe
     assert [remedy.split()[0] for remedy in found] == expected
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_integer_forms_are_not_told_to_take_what_they_refuse(allowed):
+    line = f"{pipeline.PRESETS[1]},dyadic-rescale{{allow_float={str(allowed).lower()}}}"
+    found = advice.remedies(report(5.0, passes=line))
+    assert [remedy.split()[0] for remedy in found] == ["--keep", "--guard"]
+    assert all(("--allow-float" in remedy) is not allowed for remedy in found)
+    narrow = advice.remedies(report(5.0, passes=line.replace("insert-qdq{", "insert-qdq{activations=uint4 ")), 20.0)
+    assert [remedy.partition("  (")[0] for remedy in narrow[1:]] == ["--activations uint8"]
+
+
 def test_reasons_are_grouped_the_most_frequent_first():
     reasons = {"Erf has no integer form": ["Erf"], "kept by 'x'": ["Conv", "Conv", "Add"]}
     operators = [FloatOperator(kind, "n", reason) for reason, kinds in reasons.items() for kind in kinds]

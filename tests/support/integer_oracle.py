@@ -90,8 +90,8 @@ def only_ones(*scales: np.ndarray) -> None:
 
 
 def within(node: ir.Node, accumulator: np.ndarray) -> np.ndarray:
-    """The accumulator, which the compiler has proved to lie in int32, and within the bound that it noted."""
-    bound = int(node.metadata_props[ACCUMULATOR])
+    """The accumulator, which lies in int32, and within the bound that the compiler noted where it proved one."""
+    bound = int(node.metadata_props.get(ACCUMULATOR, INT32))
     assert np.abs(accumulator).max(initial=0) <= bound <= INT32
     return accumulator
 

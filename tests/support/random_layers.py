@@ -288,6 +288,13 @@ def residual(g: Generator, x: str) -> str:
     return clamp(g, g.op(kind, *g.rng.permutation([x, other])))
 
 
+def twice(g: Generator, x: str) -> str:
+    """A sum or product of a value and itself; a product of matrices where they are square."""
+    square = len(g.shape(x)) > 2 and g.shape(x)[-1] == g.shape(x)[-2] and g.sized
+    kind = g.pick("MatMul", "MatMul", "Add", "Mul") if square else g.pick("Add", "Mul")
+    return clamp(g, g.op(kind, x, x))
+
+
 def split(g: Generator, x: str) -> str:
     size = g.shape(x)[1]
     first = int(g.rng.integers(1, max(size, 2)))
@@ -303,7 +310,7 @@ def cut(g: Generator, x: str) -> str:
     return g.op("Slice", x, *(g.constant(np.array([n])) for n in (start, size, 1, g.pick(1, 2))))
 
 
-EVERYWHERE = (unary, unary, relu, softmax, residual, residual, split, cut)
+EVERYWHERE = (unary, unary, relu, softmax, residual, residual, twice, split, cut)
 SIZED = (layer_norm, layer_norm, with_constant, *EVERYWHERE)
 BY_KIND = {
     "image": (conv,) * 7
