@@ -182,7 +182,7 @@ def _own_passes(backend: Backend, *, allow_float: bool) -> list[Pass]:
 
 def _everything(line: Sequence[Pass]) -> list[Pass]:
     """The line with every operator in integers that has an integer form."""
-    wanted = {"choose-precision": {"by": "all"}, "reparameterize-scales": {"inputs": False}}
+    wanted: dict[str, dict[str, Any]] = {"choose-precision": {"by": "all"}, "reparameterize-scales": {"inputs": False}}
     return [pipeline.override([s], **wanted.get(s.name(), {}))[0] for s in line]
 
 

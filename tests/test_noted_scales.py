@@ -46,7 +46,8 @@ def test_notes_survive_a_file_and_become_dequantized_values(tmp_path):
 def test_a_note_of_fewer_bits_is_that_of_what_their_clip_gives():
     b = small.Builder(0)
     b.op("Relu", b.conv(b.conv(b.input("x", ["N", 4, 8, 8]), 4, 4, name="h"), 4, 4), name="y")
-    line = f"{quantized.WITHOUT_CHOICE},dyadic-rescale".replace("ranges=minmax", "ranges=minmax activations=uint4 wide_ends=false")
+    narrow = quantized.WITHOUT_CHOICE.replace("ranges=minmax", "ranges=minmax activations=uint4 wide_ends=false")
+    line = f"{narrow},dyadic-rescale"
     shown = noted_scales.with_dequantized(quantized.quantize(b.model("y"), line=line))
     read = {n.outputs[0].name: n.inputs[0].name for n in shown.graph if n.op_type == "DequantizeLinear"}
     assert read == {"h_dequantized": "h_clipped", "y": "y_clipped"}
