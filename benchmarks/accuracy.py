@@ -1,4 +1,4 @@
-"""Accuracy of float32, -O0 and -O1 (and of the peer) on data that did not calibrate, 256 calibration samples."""
+"""Accuracy of float32, the levels (and the peer) on data that did not calibrate, 256 calibration samples."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def main() -> None:
     parser = zoo.arguments(__doc__)
     parser.add_argument("--peer", action="store_true", help="also onnxruntime.quantization.quantize_static")
     parser.add_argument("--ranges", default="", help="also -O1 with these range methods: minmax,percentile,mse,entropy")
+    parser.add_argument("--levels", default="0,1,2", help="which of -O0 to -O3")
     options = parser.parse_args()
     data = zoo.data_of(options)
     rows: list[list[str]] = []
@@ -51,7 +52,7 @@ def _variants(
     model: zoo.Model, data: Path, options: argparse.Namespace, folder: Path
 ) -> Iterator[tuple[str, Any, str]]:
     """Name, session and seconds to compile of what is compared with float32."""
-    lines = {"-O0": pipeline.preset(0), "-O1": pipeline.preset(1)}
+    lines = {f"-O{level}": pipeline.preset(level) for level in map(int, options.levels.split(","))}
     for ranges in filter(None, options.ranges.split(",")):
         lines[f"-O1 {ranges}"] = pipeline.preset(1).replace("ranges=mse", f"ranges={ranges}")
     for name, line in lines.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qcomp.calibration.observers import Array, MeanState
+from qcomp.calibration.observers import Array, ChannelMeanState
 
 
 @dataclass(frozen=True)
@@ -53,20 +53,12 @@ class ChannelSquare:
         return ChannelSquareState(self.axis)
 
 
-class ChannelSquareState(MeanState):
+class ChannelSquareState(ChannelMeanState):
     """The state of `ChannelSquare`."""
-
-    def __init__(self, axis: int) -> None:
-        super().__init__()
-        self._axis = axis
 
     def update(self, batch: Array) -> None:
         """Take in a float array of any rank above the axis."""
-        if not batch.size:
-            return
-        rows = by_channel(batch, self._axis)
-        self.total = self.total + np.einsum("acb,acb->c", rows, rows, dtype=np.float64)
-        self.count += batch.size // rows.shape[1]
+        super().update(np.square(batch))
 
 
 def by_channel(batch: Array, axis: int) -> Array:
