@@ -69,7 +69,7 @@ class RoundWeights(Pass):
 
     def _search(self, model: ir.Model, replay: Replay, layers: dict[ir.Node, Layer], names: graph.Names) -> None:
         wanted, added = wanted_values(list(layers), replay)
-        learned = self.method != "gptq"
+        learned = self.method == "learned"
         search = second_order.learned if learned else second_order.gptq
         rounder = Rounder(layers, added, names, search, self.positions, self.rescale, clamps=learned)
         walk(model, replay, wanted, self.samples, rounder.visit)

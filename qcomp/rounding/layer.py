@@ -80,11 +80,6 @@ class Layer:
             return np.ascontiguousarray(rows.reshape(shape[::-1]).T)
         return rows.reshape(shape)
 
-    def rows(self, weight: Array) -> Array:
-        """A weight as it is stored, or its integers, as rows ``(groups, rows of a group, inputs)``."""
-        turned = not self.columns.kernel and not _turned(self.nodes[0])
-        return (weight.T if turned else weight).reshape(*self.shape, -1)
-
     def real(self, shape: tuple[int, ...]) -> Array:
         """The float weight as rows, float64 ``(*shape, inputs)``."""
         tensor = graph.constant_tensor(self.found.source)
