@@ -18,6 +18,12 @@ SELDOM = 0.1
 """The share of outputs that must be cut off for rows to get weights of their own."""
 LARGEST = 1 << 24
 """Elements of the second moments of all rows, above which they share them."""
+LOST = 0.25
+"""The share of its input's energy that an output may lose to be looked at."""
+OUTLYING = 10.0
+"""How many times the median's loss that must be for an output to be left out."""
+CHECKED = 4
+"""Every so many batches one is left for the check."""
 
 
 class Collected:
@@ -38,14 +44,11 @@ class Collected:
         self._bias = np.zeros(self._weight.shape[:2]) if found is None else found.reshape(self._weight.shape[:2])
         seen = clamps and found is not None and len(layer.nodes) == 1
         self._limits = limits(node) if seen else (-np.inf, np.inf)
-        self._moments: Moments | None = None
         self._by_row = False
-
-    @property
-    def moments(self) -> Moments:
-        """Inputs are those of the quantized model; the wanted outputs leave the bias out."""
-        assert self._moments is not None
-        return self._moments
+        self._batches = 0
+        self.parts: list[Moments] = []
+        """Of three batches in four, and of the fourth, to check with. Inputs are those of the quantized model; the
+        wanted outputs leave the bias out."""
 
     def update(self, pairs: list[Pair], random: np.random.Generator) -> None:
         """Take in a batch: what the layer reads, and, if it is there, what is added to its result."""
@@ -55,19 +58,39 @@ class Collected:
         zero = 0 if kept is None else int(kept.zero_point.reshape(()))
         inputs = dequantized(self._node.inputs[0], columns.take(pairs[0].quantized, positions, zero))
         real = columns.take(pairs[0].real, positions)
+        there = enough_is_read(inputs, real)
+        inputs, real, positions = inputs[there], real[there], tuple(index[there] for index in positions)
         outputs = np.matmul(real.transpose(1, 0, 2), self._weight.transpose(0, 2, 1)).transpose(1, 0, 2)
         result = outputs + self._bias.astype(np.float32)
         inside = (result >= self._limits[0]) & (result <= self._limits[1])
         if len(pairs) > 1:
             outputs = outputs + columns.outputs(pairs[1].real - dequantized(self._added, pairs[1].quantized), positions)
-        if self._moments is None:
-            self._moments = self._start(inside)
+        if not self.parts:
+            self.parts = self._start(inside)
+        self._batches += 1
+        moments = self.parts[self._batches % CHECKED == 0]
         if self._by_row:
-            self._moments.update_weighted(inputs, outputs, np.where(inside, 1, CUT_OFF).astype(np.float32))
+            moments.update_weighted(inputs, outputs, np.where(inside, 1, CUT_OFF).astype(np.float32))
         else:
-            self._moments.update(inputs, outputs)
+            moments.update(inputs, outputs)
 
-    def _start(self, inside: Array) -> Moments:
+    def _start(self, inside: Array) -> list[Moments]:
         groups, rows, inputs = self._weight.shape
         self._by_row = groups * rows * inputs**2 <= LARGEST and bool(inside.mean() < 1 - SELDOM)
-        return Moments(groups * rows, 1, inputs) if self._by_row else Moments(groups, rows, inputs)
+        sizes = (groups * rows, 1, inputs) if self._by_row else (groups, rows, inputs)
+        return [Moments(*sizes) for _ in range(2)]
+
+
+def enough_is_read(inputs: Array, real: Array) -> Array:
+    """Of which outputs enough of the input is read, bool ``(n,)``; no weights make good what the others have lost.
+
+    Args:
+        inputs: what the quantized layer reads for each output, ``(n, groups, inputs)``.
+        real: the same in the float model.
+
+    In transformers single tokens have activations a thousand times those of others, which ranges rightly clip and
+    normalizations take back (Sun et al. 2024, "Massive Activations in Large Language Models", arXiv:2402.17762).
+    """
+    lost, energy = (np.einsum("ngk,ngk->n", a, a, dtype=np.float64) for a in (inputs - real, real))
+    there: Array = (lost <= LOST * energy) | (lost <= OUTLYING * np.median(lost))
+    return there

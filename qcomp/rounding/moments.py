@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,13 +57,37 @@ class Moments:
                 weighted = weight[start : start + step, None, :] * read.T
                 self._second[part] += np.matmul(weighted, read)
 
-    def merge(self, other: Moments) -> None:
-        """Add what another state has seen."""
-        self._count += other._count
-        self._inputs += other._inputs
-        self._wanted += other._wanted
-        self._second += other._second
-        self._cross += other._cross
+    @classmethod
+    def together(cls, states: Sequence[Moments]) -> Moments:
+        """What all have seen, in a new state."""
+        groups, inputs, rows = states[0]._cross.shape
+        result = cls(groups, rows, inputs)
+        for state in states:
+            for mine, other in zip(result._sums(), state._sums(), strict=True):
+                mine += other
+        return result
+
+    def _sums(self) -> tuple[Array, ...]:
+        return self._count, self._inputs, self._wanted, self._second, self._cross
+
+    def some(self, most: int) -> tuple[Moments, Array]:
+        """Of groups spread over all, with so many elements of second moments at most, and which those are."""
+        groups, inputs, rows = self._cross.shape
+        chosen = np.unique(np.linspace(0, groups - 1, min(max(most // inputs**2, 1), groups)).astype(int))
+        result = Moments(len(chosen), rows, inputs)
+        for mine, other in zip(result._sums(), self._sums(), strict=True):
+            mine += other[chosen]
+        return result, chosen
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing was seen."""
+        return not self._count.any()
+
+    def cost(self, rounded: Array, *, centred: bool) -> float:
+        """The mean square error of the outputs of real weights ``(groups, rows, inputs)``, less a constant."""
+        second, cross = self.covariances(centred=centred)
+        return float(np.sum((np.matmul(rounded, second) - 2 * cross.transpose(0, 2, 1)) * rounded))
 
     @property
     def means(self) -> tuple[Array, Array]:

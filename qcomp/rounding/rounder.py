@@ -20,9 +20,10 @@ from qcomp.calibration.observers import Replay
 from qcomp.graph import Array
 from qcomp.rounding import bias
 from qcomp.rounding.collected import Collected
+from qcomp.rounding.damping import best_damping
 from qcomp.rounding.grid import Grid
 from qcomp.rounding.layer import Layer, added_to
-from qcomp.rounding.moments import Objective
+from qcomp.rounding.moments import Moments, Objective
 from qcomp.rounding.walk import Counterparts, Pair, Values
 
 logger = logging.getLogger(__name__)
@@ -74,17 +75,18 @@ class Rounder:
 
     def _round(self, layer: Layer, collected: list[Collected]) -> Array:
         """Round one weight for all its readers; the real values of the rounded rows."""
-        total = collected[0].moments
-        for other in collected[1:]:
-            total.merge(other.moments)
-        shape = total.means[1].shape
+        fitted, check = (Moments.together([c.parts[part] for c in collected]) for part in (0, 1))
+        shape = fitted.means[1].shape
         weight, grid = layer.real(shape), layer.grid(shape)
         grid = grid if self.rescale else replace(grid, kind="fixed")
-        objective = Objective.of(weight, total, centred=all(bias.real(n) is not None for n in layer.nodes))
+        centred = all(bias.real(n) is not None for n in layer.nodes)
+        damping = best_damping(weight, fitted, check, grid, centred=centred)
+        objective = Objective.of(weight, Moments.together([fitted, check]), centred=centred, damping=damping)
         integers, scale = self._found(layer, weight, objective, grid)
         layer.write(integers, scale, self.names)
         result: Array = integers * scale[..., None]
-        logger.debug("%s: error %g", graph.describe(layer.nodes[0]), objective.error(result).sum())
+        error = objective.error(result).sum()
+        logger.debug("%s: error %g, damping %g", graph.describe(layer.nodes[0]), error, damping)
         return result
 
     def _found(self, layer: Layer, weight: Array, objective: Objective, grid: Grid) -> tuple[Array, Array]:
@@ -103,7 +105,7 @@ class Rounder:
         old = bias.real(node)
         if old is None:
             return
-        inputs, wanted = collected.moments.means
+        inputs, wanted = Moments.together(collected.parts).means
         rounded = self._done[layer.found.dequantize].reshape(*wanted.shape, -1)
         shift = wanted - np.einsum("gok,gk->go", rounded, inputs)
         kept = qdq.read(node.inputs[0])

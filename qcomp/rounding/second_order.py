@@ -49,6 +49,13 @@ def gptq(objective: Objective, grid: Grid) -> tuple[Array, Array]:
     return _back(best, order), best_scale
 
 
+def rounded(objective: Objective, grid: Grid, scale: Array) -> Array:
+    """Integers by GPTQ for given scales, ``(groups, rows, inputs)``."""
+    order, factor = _factor(objective.hessian)
+    target = np.take_along_axis(objective.target, order[:, None, :], axis=2)
+    return _back(_round_columns(target, factor, scale, grid), order)
+
+
 def learned(objective: Objective, grid: Grid, sweeps: int = SWEEPS) -> tuple[Array, Array]:
     """As `gptq`, then integers and scales in turn, each the best for the other, for as long as that helps."""
     integers, scale = gptq(objective, grid)

@@ -54,15 +54,41 @@ def arrays(seed, n=300, groups=2, rows=3, inputs=5):
 
 def test_batches_and_merging_make_no_difference():
     x, y, _ = arrays(0)
-    whole, parts, other = Moments(2, 3, 5), Moments(2, 3, 5), Moments(2, 3, 5)
+    whole, one, other = Moments(2, 3, 5), Moments(2, 3, 5), Moments(2, 3, 5)
+    assert other.empty
     whole.update(x, y)
-    parts.update(x[:100], y[:100])
+    one.update(x[:100], y[:100])
     other.update(x[100:], y[100:])
-    parts.merge(other)
+    parts = Moments.together([one, other])
     expected = (*whole.means, *whole.covariances(centred=True))
     for one, two in zip(expected, (*parts.means, *parts.covariances(centred=True)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(expected[2][1], np.cov(x[:, 1].T, bias=True), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_cost_is_the_mean_square_error_less_a_constant(centred):
+    x, y, _ = arrays(2)
+    moments, random = Moments(2, 3, 5), np.random.default_rng(3)
+    moments.update(x, y)
+
+    def error(weight):
+        difference = np.einsum("ngk,gok->ngo", x, weight) - y
+        return (difference.var(axis=0) if centred else (difference**2).mean(axis=0)).sum()
+
+    one, two = random.normal(size=(2, 2, 3, 5))
+    costs = [moments.cost(weight, centred=centred) for weight in (one, two)]
+    assert costs[0] - costs[1] == pytest.approx(error(one) - error(two), rel=1e-4)
+
+
+def test_some_groups_are_spread_over_all():
+    x, y, _ = arrays(4, groups=9)
+    moments = Moments(9, 3, 5)
+    moments.update(x, y)
+    some, chosen = moments.some(3 * 25)
+    assert chosen.tolist() == [0, 4, 8]
+    for part, whole in zip(some.covariances(centred=True), moments.covariances(centred=True), strict=True):
+        np.testing.assert_array_equal(part, whole[chosen])
 
 
 def test_weights_of_outputs_make_the_covariances_of_each_row():
