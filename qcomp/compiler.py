@@ -138,7 +138,7 @@ def compile(
             )
             record_line(job.model, line[:count])
             quantized, stats, found = guard.quantize(job.model, line[:count], hooks, job.data, guard_db, job.batch)
-            report = describe(job.model, quantized, found, samples=stats.samples, line=line, level=level, passes=passes)
+            report = describe(job.model, quantized, found, samples=stats.samples, line=line)
             if line[count:]:
                 total = summary.macs(quantized)
                 pipeline.run(quantized, line[count:], replace(hooks, start=count), stats)

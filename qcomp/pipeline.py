@@ -30,18 +30,20 @@ _FLOAT_REWRITES = (
     "clean-up,fuse-layer-norm,fuse-activations,fold-gemm,fold-batchnorm,fold-affine,fold-pad,lower-average-pool"
     ",lower-conv-transpose"
 )
+_LEARNED = (
+    f"{_FLOAT_REWRITES},equalize{{per_channel=true}},reparameterize-scales{{inputs=true}},choose-precision"
+    ",insert-qdq{ranges=mse},round-weights"
+)
 PRESETS = {
     0: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=minmax}},round-weights",
     1: f"{_FLOAT_REWRITES},choose-precision,insert-qdq{{ranges=mse}},round-weights,correct-bias",
-    2: f"{_FLOAT_REWRITES},equalize{{per_channel=true}},reparameterize-scales{{inputs=true}},choose-precision"
-    ",insert-qdq{ranges=mse},round-weights{method=learned}",
+    2: f"{_LEARNED}{{method=learned}}",
+    3: f"{_LEARNED}{{method=learned samples=1024 positions=256}}",
 }
 _SPEC = re.compile(r'\s*([A-Za-z0-9_-]+)\s*(?:\{((?:[^{}"]|"[^"]*")*)\})?\s*(?:,|$)')
 _OPTION = re.compile(r'(?:[^\s"]|"[^"]*")+')
 _PART = re.compile(r'"([^"]*)"|([^|"]+)')
 _PLAIN = re.compile(r'[^\s{}|"]+')
-EQUAL_TO_O1 = (2, 3)
-"""The levels that have no line of their own yet and run that of ``-O1``."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ class Hooks:
 
 def preset(level: int) -> str:
     """The line of passes of ``-O<level>``."""
-    if level not in (*PRESETS, *EQUAL_TO_O1):
+    if level not in PRESETS:
         raise OptionError(f"unknown optimization level -O{level}", hint="known: -O0, -O1, -O2, -O3")
-    return PRESETS.get(level, PRESETS[1])
+    return PRESETS[level]
 
 
 def parse(line: str) -> list[Pass]:

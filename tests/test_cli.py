@@ -84,12 +84,6 @@ def test_compile_verbose_logs_the_passes_to_stderr(made):
     assert "fold-batchnorm: changed" not in result.stdout
 
 
-@pytest.mark.parametrize("level", [2, 3])
-def test_compile_says_that_a_level_equals_another(made, level):
-    text = ok("compile", made / "cnn.onnx", "-o", made / "l.onnx", "--data", made / "train.npz", f"-O{level}")
-    assert f"note: -O{level}" in text
-
-
 def test_compile_weights_only_needs_no_data(made):
     text = ok("compile", made / "cnn.onnx", "-o", made / "w.onnx", "--activations", "none")
     assert "Integer weights" in text

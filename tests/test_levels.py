@@ -72,3 +72,10 @@ def test_options_reach_every_pass_that_has_them():
     assert not steps["reparameterize-scales"].inputs
     for name in ("reparameterize-scales", "insert-qdq"):
         assert (steps[name].weights, steps[name].activations) == ("int4", "uint4")
+
+
+def test_the_highest_level_looks_at_more():
+    lines = [{s.name(): s for s in pipeline.parse(pipeline.preset(level))} for level in (2, 3)]
+    assert lines[1]["round-weights"].samples > lines[0]["round-weights"].samples
+    assert lines[1]["round-weights"].positions > lines[0]["round-weights"].positions
+    assert compiled(3, weights="int3")[1] > compiled(1, weights="int3")[1] + 3

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from qcomp import files, graph, guard, operators, pipeline, qdq
+from qcomp import files, graph, guard, operators, qdq
 from qcomp.pipeline import Pass
 
 
@@ -71,8 +71,6 @@ def describe(
     *,
     samples: int,
     line: Sequence[Pass],
-    level: int,
-    passes: str | None,
 ) -> Report:
     """The report of a quantized model, read off its graph."""
     counts, macs = Counter[str](), Counter[bool]()
@@ -80,9 +78,6 @@ def describe(
         if is_quantized(node):
             counts[node.op_type] += 1
         macs[is_quantized(node)] += operators.macs(node)
-    notes = [*_idle_patterns(model, quantized, line)]
-    if passes is None and level in pipeline.EQUAL_TO_O1:
-        notes.append(f"-O{level} has no passes of its own yet: it ran the line of -O1")
     return Report(
         dict(counts.most_common()),
         in_float(quantized),
@@ -92,7 +87,7 @@ def describe(
         samples,
         ",".join(map(str, line)),
         error,
-        notes,
+        list(_idle_patterns(model, quantized, line)),
     )
 
 

@@ -14,7 +14,7 @@ from qcomp.rounding.grid import Grid
 from qcomp.rounding.moments import DAMPING, Moments, Objective
 
 TRIED = (DAMPING, 0.1, 1.0, 10.0, 1000.0)
-ELEMENTS = 1 << 22
+ELEMENTS = 1 << 20
 """Of second moments that are looked at: groups spread over all."""
 
 
