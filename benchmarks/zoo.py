@@ -113,6 +113,14 @@ def evaluate(model: Model, runner: Any, batches: Sequence[Feeds], truth: Any) ->
     return Outcome(answers, flat, score)
 
 
+def chance(model: Model, truth: Any, one: Outcome, other: Outcome) -> float:
+    """One standard error of the difference of top-1, in points; 0 for other scores."""
+    if model.answers is not top1 or truth is None:
+        return 0.0
+    either = (one.answers == truth) != (other.answers == truth)
+    return 100 * float(np.sqrt(either.sum())) / len(truth)
+
+
 # Images: folders of files with a list of labels beside them.
 
 

@@ -6,7 +6,6 @@ Slow: needs the folder of models and labelled data that benchmarks/README.md des
 from __future__ import annotations
 
 import functools
-import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,19 +122,12 @@ def test_integers_are_not_chosen_where_they_would_be_slower() -> None:
 
 @pytest.mark.parametrize("name", [*CNNS, *TRANSFORMERS])
 def test_accuracy_stays_within_half_a_point_of_float32(name: str) -> None:
+    assert DATA is not None
     real, quantized = outcome(name)
     assert real.score > 70, "the data or its preprocessing is wrong"
-    assert quantized.score >= real.score - LOSS - _chance(name, real, quantized)
-
-
-def _chance(name: str, real: zoo.Outcome, quantized: zoo.Outcome) -> float:
-    """One standard error of the difference of top-1, in points; 0 for sentence pairs."""
     model = zoo.MODELS[name]
-    if model.answers is not zoo.top1 or model.truth is None or DATA is None:
-        return 0.0
-    truth = model.truth(DATA)
-    either = (real.answers == truth) != (quantized.answers == truth)
-    return 100 * math.sqrt(either.sum()) / len(truth)
+    truth = model.truth(DATA) if model.truth else None
+    assert quantized.score >= real.score - LOSS - zoo.chance(model, truth, real, quantized)
 
 
 def test_what_is_kept_in_float_is_not_quantized_by_onnx_runtime(tmp_path: Path) -> None:
