@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ import onnx_ir as ir
 
 from qcomp import exactness, files
 from qcomp.backend import Backend
+from qcomp.runtime import Feeds
 
 RECIPES = {"qdq": "", "qlinear": "dyadic-rescale,use-table-kernels", "integer": "dyadic-rescale,expand-integer"}
 
@@ -40,6 +42,6 @@ class OnnxRuntime(Backend):
     def takes_integers_only(self) -> bool:
         return self.form != "qdq"
 
-    def emit(self, model: ir.Model, out: Path) -> list[Path]:
+    def emit(self, model: ir.Model, out: Path, feeds: Sequence[Feeds] = ()) -> list[Path]:
         exactness.record(model)
         return files.save(model, out)

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnx_ir as ir
+
+from qcomp import files
+from qcomp.runtime import Feeds, Session
+
+
+class Runner(Session, Protocol):
+    """An artefact that runs."""
+
+    model: ir.Model
+    """The integer graph that it was made of, with its float ends."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +45,34 @@ class Backend:
         """Whether it refuses operators in float; then every operator with an integer form runs in integers."""
         return False
 
-    def emit(self, model: ir.Model, out: Path) -> list[Path]:
+    def check_place(self, out: Path, others: Sequence[str | os.PathLike[str] | None] = ()) -> None:
+        """Fail early where the artefact cannot be written.
+
+        Args:
+            others: files that are read or written too.
+
+        Raises:
+            OutputError: says why.
+        """
+        files.check_writable(out, others=others)
+
+    @classmethod
+    def opened(cls, path: Path, *, integers: bool = False) -> Runner | None:
+        """What runs an artefact that is no ONNX file; None where the path is no artefact of this backend.
+
+        Args:
+            integers: integers in and out, without the float ends.
+
+        Raises:
+            ModelError: the artefact is damaged.
+        """
+        return None
+
+    def emit(self, model: ir.Model, out: Path, feeds: Sequence[Feeds] = ()) -> list[Path]:
         """Write the artefact; give back the files written, the main one first.
+
+        Args:
+            feeds: a few samples, for artefacts that bring their own test.
 
         Raises:
             OutputError: the place cannot be written.

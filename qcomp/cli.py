@@ -80,13 +80,9 @@ def _echo(line: str) -> None:
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if not wanted or ctx.resilient_parsing:
         return
-    from importlib import metadata
+    from qcomp import installed
 
-    try:
-        version = metadata.version("qcomp")
-    except metadata.PackageNotFoundError:
-        version = "(not installed)"
-    click.echo(f"qcomp {version}")
+    click.echo(f"qcomp {installed.version()}")
     ctx.exit()
 
 

@@ -29,6 +29,8 @@ from qcomp.trial import few, record_line, to_nearest
 Source = str | os.PathLike[str] | onnx.ModelProto | ir.Model
 DEFAULT_SAMPLES = 512
 DEFAULT_BATCH = 4
+EMITTED_SAMPLES = 4
+"""That a backend may write beside the artefact, for its own test."""
 
 
 @dataclass
@@ -126,7 +128,7 @@ def compile(
         what, hint = f"keeps layers in float, and {backend} takes integers only", "add --allow-float"
         raise OptionError(what, where=f"--guard {guard_db:g}", hint=hint)
     if out is not None:
-        files.check_writable(Path(out))
+        backend.check_place(Path(out))
     with _no_cyclic_gc():
         job = _Job(files.load(model), line, DEFAULT_BATCH if batch is None else batch, threads, samples, progress)
         with runtime.blaming(job.model):
@@ -144,7 +146,8 @@ def compile(
                 pipeline.run(quantized, line[count:], replace(hooks, start=count), stats)
                 report = summary.left_in_float(report, quantized, total)
                 report = replace(report, error=guard.measure_again(found, job.model, quantized, job.data, job.batch))
-            written = backend.emit(quantized, Path(out)) if out is not None else []
+            feeds = [] if job.data is None else few(job.data, quantized, EMITTED_SAMPLES, job.batch)
+            written = backend.emit(quantized, Path(out), feeds) if out is not None else []
     report = replace(report, seconds=time.perf_counter() - start, files=[str(p) for p in written])
     return Compiled(quantized, written, report)
 

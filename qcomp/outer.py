@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from qcomp import graph, shapes
 from qcomp.errors import ModelError
-from qcomp.graph import Names
+from qcomp.graph import Array, Names
 
 _FLOATS_HINT = "run it on floats, without --integer-input"
 
@@ -31,6 +31,18 @@ class Grid:
     scale: np.float32
     zero_point: int
     dtype: str
+
+    def integers(self, real: Array) -> Array:
+        """As QuantizeLinear makes them of float32."""
+        limits = np.iinfo(self.dtype)
+        steps = np.rint(np.asarray(real, np.float32) / self.scale) + np.float32(self.zero_point)
+        found: Array = np.clip(steps, limits.min, limits.max).astype(self.dtype)
+        return found
+
+    def real(self, integers: Array) -> Array:
+        """As DequantizeLinear makes them, float32."""
+        found: Array = (integers.astype(np.int32) - self.zero_point).astype(np.float32) * self.scale
+        return found
 
 
 def check_scales(model: ir.Model) -> None:
@@ -51,13 +63,13 @@ def grids(model: ir.Model) -> dict[str, Grid]:
     found = {}
     for value in (*model.graph.inputs, *model.graph.outputs):
         node = _quantizer(value) if value.is_graph_input() else _dequantizer(value)
-        grid = None if node is None else _grid(node)
+        grid = None if node is None else grid_of(node)
         if grid is not None:
             found[str(value.name)] = grid
     return found
 
 
-def _grid(node: ir.Node) -> Grid | None:
+def grid_of(node: ir.Node) -> Grid | None:
     """The grid of a QuantizeLinear or DequantizeLinear."""
     scale, dtype = graph.constant_tensor(node.inputs[1]), _integers(node)
     zero_point = 0.0 if len(node.inputs) < 3 else graph.scalar(node.inputs[2])

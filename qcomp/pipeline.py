@@ -281,6 +281,8 @@ def _convert(text: str, kind: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         inner = next(a for a in args if a is not type(None))
         return None if text == "none" else _convert(text, inner, where)
+    if kind is str:
+        return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text
     if kind is bool:
         if text not in ("true", "false"):
             raise OptionError(f"{text!r} is not true or false", where=where)

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,17 @@ from qcomp.errors import DataError, ModelError, OptionError, QcompError, first_l
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, Array]
+
+
+class Session(Protocol):
+    """What runs like a session of ONNX Runtime."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """Each with ``name`` and ``type``."""
+
+    def run(self, names: Sequence[str] | None, feeds: Feeds) -> list[Array]:
+        """The named outputs of a batch, all by default."""
+
 
 _IN_MEMORY_BYTES = 1 << 30
 MOST_THREADS = 1024
@@ -103,7 +114,7 @@ def spec_of(value: ir.Value) -> InputSpec:
     return InputSpec(str(value.name), np.dtype((value.dtype or ir.DataType.FLOAT).numpy()), shape)
 
 
-def run(runner: ort.InferenceSession, names: Sequence[str], feeds: Feeds) -> list[Array]:
+def run(runner: ort.InferenceSession | Session, names: Sequence[str], feeds: Feeds) -> list[Array]:
     """The named outputs of one batch.
 
     Raises:
@@ -119,7 +130,9 @@ def run(runner: ort.InferenceSession, names: Sequence[str], feeds: Feeds) -> lis
     return results
 
 
-def run_batches(runner: ort.InferenceSession, batches: Iterable[Feeds], names: Sequence[str] = ()) -> dict[str, Array]:
+def run_batches(
+    runner: ort.InferenceSession | Session, batches: Iterable[Feeds], names: Sequence[str] = ()
+) -> dict[str, Array]:
     """Run every batch and join the outputs along the first axis; for outputs that fit in memory.
 
     Args:

@@ -13,6 +13,7 @@ from qcomp.errors import ModelError, OptionError
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from qcomp.backend import Runner
     from qcomp.report.comparison import Comparison, LayerError
     from qcomp.report.explanation import LayerLoss
     from qcomp.report.outputs import OutputError
@@ -40,19 +41,24 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
     SQNR is the ratio of signal to quantization noise, in dB: 20 dB is noise of a tenth of the signal, 40 dB of a
     hundredth. A layer's noise includes that of the layers before it: look for where it drops.
 
-    Of two quantized models the outputs alone are compared, exactly: forms of one model give the same integers.
+    Of two quantized models the outputs alone are compared, exactly: forms of one model give the same integers. So it is
+    where QUANTIZED is no ONNX file but what another backend made.
     """
-    from qcomp import exactness, files, outer, runtime
+    from qcomp import artefacts, exactness, files, outer, runtime
     from qcomp.calibration.data import load_labels
     from qcomp.report import comparison, console, explanation
 
+    if (artefact := artefacts.opened(quantized)) is not None:
+        _refuse_options(labels=labels is not None, explain=explain)
+        _compare_outputs(files.read(reference), artefact.model, data, artefact)
+        return
     after = files.read(quantized)
     exactness.warn(after, Path(quantized).name)
     outer.check_scales(after)
     if files.is_quantized_model(first := files.read(reference)):
         exactness.warn(first, Path(reference).name)
         _check_two_quantized(reference, after, labels=labels is not None, explain=explain)
-        _compare_two_quantized(first, after, data)
+        _compare_outputs(first, after, data)
         return
     before = files.load(reference)
     samples = data.open(runtime.input_specs(before))
@@ -80,13 +86,22 @@ def _check_two_quantized(reference: str, other: ir.Model, *, labels: bool, expla
 
     if not files.is_quantized_model(other):
         raise ModelError("is quantized, and the other model is not", where=reference, hint="give the float model first")
+    _refuse_options(labels=labels, explain=explain)
+
+
+def _refuse_options(*, labels: bool, explain: bool) -> None:
     if labels or explain:
         option = "--labels" if labels else "--explain"
-        raise OptionError("needs the float model", where=option, hint="give that first, or leave it out")
+        what, hint = "needs a float model and a quantized ONNX file", "give those, or leave it out"
+        raise OptionError(what, where=option, hint=hint)
 
 
-def _compare_two_quantized(first: ir.Model, second: ir.Model, data: DataOptions) -> None:
-    """Compare outputs alone, and print how many numbers differ."""
+def _compare_outputs(first: ir.Model, second: ir.Model, data: DataOptions, runner: Runner | None = None) -> None:
+    """Compare outputs alone, and print how many numbers differ.
+
+    Args:
+        runner: what runs the second, where that is no ONNX file.
+    """
     from qcomp import runtime
     from qcomp.report import console, equality
 
@@ -100,6 +115,7 @@ def _compare_two_quantized(first: ir.Model, second: ir.Model, data: DataOptions)
             batch=data.batch or 4,
             threads=data.threads,
             progress=progress,
+            runner=runner,
         )
     listed = console.table("Output", "Differing", "SQNR", numbers=[1, 2])
     for one in found:

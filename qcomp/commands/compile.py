@@ -78,7 +78,7 @@ def command(
     if print_passes:
         _print_passes(line)
         return
-    _check_places(model, data.data, out, report)
+    _check_places(model, data.data, out, report, line["to"])
     compiled = _compile(model, data, out, guard, line, shown=not settings.verbose)
     if report is not None:
         _write_report(compiled, report)
@@ -92,13 +92,13 @@ def _write_report(compiled: Compiled, place: Path) -> None:
         scratch.write_text(compiled.report.to_json() + "\n", encoding="utf-8")
 
 
-def _check_places(model: str, data: str | None, out: Path | None, report: Path | None) -> None:
+def _check_places(model: str, data: str | None, out: Path | None, report: Path | None, to: str) -> None:
     """Fail before the work is done."""
-    from qcomp import files
+    from qcomp import files, pipeline
 
     if out is None:
         raise OptionError("no place for the result", where="compile", hint="give -o OUT")
-    files.check_writable(out, others=(data,))
+    pipeline.parse_backend(to).check_place(out, others=(data,))
     if out.resolve() == Path(model).resolve():
         raise OutputError("is the model itself", where=str(out), hint="give another name")
     if report is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @image_options
 @verbose_option
 def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> None:
-    """Write the outputs of MODEL, float or quantized, on samples.
+    """Write the outputs of MODEL, float, quantized, or the artefact of a backend, on samples.
 
     \b
       qcomp run model.int8.onnx --data test.npz -o outputs.npz
@@ -40,15 +40,17 @@ def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> No
       numpy.clip(numpy.rint(x / scale) + zero_point, 0, 255).astype("uint8")
       scale * (y.astype("int32") - zero_point)
     """
-    from qcomp import exactness, files, npz, outer, runtime
+    from qcomp import artefacts, exactness, files, npz, outer, runtime
 
     files.check_writable(out, others=(model, data.data))
-    whole = files.read(model)
-    exactness.warn(whole, Path(model).name)
+    artefact = artefacts.opened(model, integers=integer_input)
+    whole = files.read(model) if artefact is None else artefact.model
+    if artefact is None:
+        exactness.warn(whole, Path(model).name)
     outer.check_scales(whole)
     used = outer.strip(whole) if integer_input else whole
     samples = _integers(data, used, whole) if integer_input else data.open(runtime.input_specs(whole))
-    runner = runtime.session(used if integer_input else model, threads=data.threads)
+    runner = artefact or runtime.session(used if integer_input else model, threads=data.threads)
     outputs = runtime.run_batches(runner, samples.batches(data.batch or 4, data.samples))
     npz.save(out, outputs)
     for name, array in outputs.items():

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcomp import runtime
+from qcomp.backend import Runner
 from qcomp.calibration.calibrator import Progress, total_samples
 from qcomp.calibration.data import Samples
 from qcomp.errors import ModelError
@@ -41,6 +42,7 @@ def compare(
     batch: int = 4,
     threads: int = 1,
     progress: Progress | None = None,
+    runner: Runner | None = None,
 ) -> list[Difference]:
     """Run both models on the samples and compare the outputs that both have, exactly.
 
@@ -51,6 +53,7 @@ def compare(
         batch: samples a run.
         threads: of ONNX Runtime.
         progress: called with the number of samples done so far and, where known, of all.
+        runner: what runs the second model; ONNX Runtime by default.
 
     Raises:
         ModelError: the models differ in their inputs, or have no output in common.
@@ -61,7 +64,7 @@ def compare(
     found = [Difference(str(value.name)) for value in first.graph.outputs if value.name in there]
     if not found:
         raise ModelError("the models have no output in common", hint="compare two forms of one model")
-    sessions = [runtime.session(model, threads=threads) for model in (first, second)]
+    sessions = [runtime.session(first, threads=threads), runner or runtime.session(second, threads=threads)]
     names, done = [difference.name for difference in found], 0
     for feeds in samples.batches(batch, limit):
         for difference, one, other in zip(found, *(runtime.run(s, names, feeds) for s in sessions), strict=True):

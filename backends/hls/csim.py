@@ -1,0 +1,132 @@
+"""C simulation of a project from Python: compiled with g++, run on samples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qcomp import files, outer
+from qcomp.backends.hls.layers import Feature
+from qcomp.backends.hls.project import MARK, channels_first, channels_last
+from qcomp.errors import ModelError, QcompError
+from qcomp.graph import Array
+
+LONGEST = 2000
+"""Characters of a compiler's message."""
+
+
+@dataclass(frozen=True)
+class Fifo:
+    """A FIFO after a run.
+
+    Args:
+        depth: words it holds.
+        high_water: the most it held.
+    """
+
+    name: str
+    depth: int
+    high_water: int
+
+
+@dataclass(frozen=True)
+class _Output:
+    name: str
+    type: str = "tensor(float)"
+
+
+class Simulation:
+    """A project that runs: a session like those of ONNX Runtime, on floats or on integers.
+
+    Args:
+        folder: of the project.
+        integers: integers in and out, without the float ends.
+
+    Raises:
+        ModelError: the folder is no project, or is damaged.
+    """
+
+    def __init__(self, folder: Path, *, integers: bool = False) -> None:
+        self._folder, self._integers = folder, integers
+        self.model = files.read(folder / "model.onnx")
+        try:
+            described = json.loads((folder / MARK).read_text(encoding="utf-8"))
+            self._source, self._result = (_feature(described[name]) for name in ("input", "output"))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"is damaged: {error}", where=str(folder / MARK), hint="compile it again") from error
+        self.fifos: list[Fifo] = []
+
+    def get_outputs(self) -> list[_Output]:
+        """The one output."""
+        return [_Output(str(self.model.graph.outputs[0].name))]
+
+    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+        """The output of a batch.
+
+        Raises:
+            QcompError: it cannot be built, or ends with an error, such as a deadlock.
+        """
+        grids, name = outer.grids(self.model), str(self.model.graph.inputs[0].name)
+        array = np.asarray(feeds[name])
+        numbers = array if self._integers else grids[name].integers(array)
+        out = self.integers(numbers)
+        grid = grids.get(str(self.model.graph.outputs[0].name))
+        if grid is None:
+            return [out.astype(np.int64)]
+        return [out if self._integers else grid.real(out)]
+
+    def integers(self, numbers: Array) -> Array:
+        """Integers in, integers out, both in the order of the ONNX values."""
+        program = build(self._folder)
+        dtype = np.uint8 if self._result.bits <= 8 else np.uint16
+        with tempfile.TemporaryDirectory(prefix="qcomp-") as scratch:
+            given, taken = Path(scratch) / "in.bin", Path(scratch) / "out.bin"
+            given.write_bytes(channels_last(numbers, self._source).tobytes())
+            done = _call([str(program), str(given), "-", str(taken)], self._folder, "the C simulation")
+            raw = np.frombuffer(taken.read_bytes(), dtype)
+        self.fifos = [_fifo(line) for line in done.splitlines() if len(line.split()) == 4]
+        return channels_first(raw, self._result)
+
+
+def _fifo(line: str) -> Fifo:
+    name, depth, high_water, _ = line.split()
+    return Fifo(name, int(depth), int(high_water))
+
+
+def _feature(values: dict[str, Any]) -> Feature:
+    return Feature(**{**values, "shape": tuple(values["shape"])})
+
+
+def build(folder: Path) -> Path:
+    """Compile a project with its Makefile, where that is not done; the program.
+
+    Raises:
+        QcompError: there is no compiler, or it fails.
+    """
+    for tool in ("make", "g++"):
+        if shutil.which(tool) is None:
+            what = f"{tool} is missing, which C simulation needs"
+            raise QcompError(what, where=str(folder), hint="install it (Debian: apt install g++ make)")
+    _call(["make", "--silent", "-j2"], folder, "the compiler")
+    return (folder / "build" / "simulate").resolve()
+
+
+def _call(command: list[str], folder: Path, who: str) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        message = (done.stderr or done.stdout)[:LONGEST].strip()
+        raise QcompError(f"{who} fails with exit code {done.returncode}: {message}", where=str(folder))
+    return done.stdout
+
+
+def opened(path: Path, *, integers: bool = False) -> Simulation | None:
+    """The simulation of a project; None where the path is none."""
+    return Simulation(path, integers=integers) if path.is_dir() and (path / MARK).is_file() else None

@@ -1,0 +1,190 @@
+"""Designs end to end: the C simulation gives the integers of the other forms, on any folding, and never stops."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import hls_designs
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import small_graphs as small
+from cpp import needs_compiler
+
+import qcomp
+from qcomp import outer, runtime
+from qcomp.backends.hls import Hls, boards, csim, folding, lowering, project
+from qcomp.errors import OutputError, UnsupportedError
+
+pytestmark = needs_compiler
+
+
+def simulated(model: ir.Model, data: dict, folder: Path, interval: int | None = None) -> csim.Simulation:
+    board = boards.find(hls_designs.LARGE)
+    design, flow = folding.fold(lowering.lower(model), board, interval)
+    project.write(design, flow, board, model, [data], folder)
+    return csim.Simulation(folder)
+
+
+CASES = [
+    ("residual", "int8", "uint8", None),
+    ("residual", "int4", "uint4", 20000),
+    ("separable", "int8", "uint8", 3000),
+    ("separable", "int3", "uint6", None),
+    ("branches", "int8", "uint8", None),
+    ("branches", "int5", "uint8", 50000),
+    ("shortcut", "int8", "uint8", 900),
+]
+
+
+@pytest.mark.parametrize(("name", "weights", "activations", "interval"), CASES)
+def test_simulation_gives_the_integers_of_the_other_forms(name, weights, activations, interval, tmp_path):
+    model, data = hls_designs.made(name, weights, activations)
+    found = simulated(model, data, tmp_path / "design", interval)
+    expected = runtime.run_batches(runtime.session(model), [data])["y"]
+    np.testing.assert_array_equal(found.run(None, data)[0], expected)
+    assert found.fifos
+    assert all(f.depth == 0 or 0 < f.high_water <= f.depth for f in found.fifos)
+    testbench = ["build/simulate", "testbench/inputs.bin", "testbench/expected.bin"]
+    assert subprocess.run(testbench, cwd=tmp_path / "design", capture_output=True).returncode == 0
+
+
+def test_the_testbench_fails_on_one_wrong_integer(tmp_path):
+    simulated(*hls_designs.made("shortcut"), tmp_path / "design")
+    expected = tmp_path / "design" / "testbench" / "expected.bin"
+    numbers = bytearray(expected.read_bytes())
+    numbers[17] ^= 1
+    expected.write_bytes(numbers)
+    done = subprocess.run(["make", "--silent", "run"], cwd=tmp_path / "design", capture_output=True, text=True)
+    assert done.returncode
+    assert "1 of" in done.stdout
+
+
+def test_a_fifo_that_is_too_short_is_found(tmp_path):
+    """The depths are no formality: without them the design stops, and the simulation says where."""
+    model, data = hls_designs.made("residual")
+    found = simulated(model, data, tmp_path / "design", 20000)
+    top = tmp_path / "design" / "firmware" / "top.cpp"
+    deep = max((f for f in found_fifos(found, data) if f.depth > 32), key=lambda f: f.depth)
+    text = top.read_text()
+    assert f", {deep.depth}> {deep.name}(" in text
+    top.write_text(text.replace(f", {deep.depth}> {deep.name}(", f", 2> {deep.name}("))
+    with pytest.raises(qcomp.QcompError, match="deadlock"):
+        found.run(None, data)
+
+
+def found_fifos(simulation, data):
+    simulation.run(None, data)
+    return simulation.fifos
+
+
+def test_argmax_ends_a_design(tmp_path):
+    b = small.Builder(3)
+    hidden = b.op("Relu", b.conv(b.input("x", ["N", 3, 6, 6]), 3, 8, pads=[1] * 4))
+    scores = b.op("Flatten", b.op("GlobalAveragePool", b.conv(hidden, 8, 10, 1)))
+    b.op("ArgMax", scores, axis=1, keepdims=0, name="y")
+    proto = b.model(onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT64, ["N"]))
+    data = {"x": np.random.default_rng(0).normal(size=(32, 3, 6, 6)).astype("f4")}
+    model = qcomp.compile(proto, [data], to="hls").model
+    expected = runtime.run_batches(runtime.session(model), [data])["y"]
+    found = simulated(model, data, tmp_path / "design").run(None, data)[0]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_integers_in_and_out(tmp_path):
+    model, data = hls_designs.made("shortcut")
+    simulated(model, data, tmp_path / "design")
+    found = csim.opened(tmp_path / "design", integers=True)
+    grid = outer.grids(model)["x"]
+    numbers = grid.integers(data["x"])
+    expected = runtime.run_batches(runtime.session(outer.strip(model)), [{"x": numbers}])["y"]
+    actual = found.run(None, {"x": numbers})[0]
+    np.testing.assert_array_equal(actual, expected)
+    assert actual.dtype == np.uint8
+
+
+def test_a_top_that_reads_and_writes_memory(tmp_path):
+    model, data = hls_designs.made("shortcut")
+    Hls(board="pynq-z2", ports="memory").emit(model, tmp_path / "design", [data])
+    expected = runtime.run_batches(runtime.session(model), [data])["y"]
+    np.testing.assert_array_equal(csim.Simulation(tmp_path / "design").run(None, data)[0], expected)
+    assert "QCOMP_INTERFACE_MEMORY(input, INPUT_WORDS)" in (tmp_path / "design" / "firmware" / "top.cpp").read_text()
+    assert not (tmp_path / "design" / "block_design.tcl").exists()
+
+
+def test_same_input_same_bytes(tmp_path):
+    model, data = hls_designs.made("residual")
+    for name in ("one", "two"):
+        Hls(board=hls_designs.LARGE).emit(model, tmp_path / name, [data])
+    files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert len(files) > 20
+    for file in files:
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+HOSTILE = '"); system("touch pwned"); //*/\n#include "/etc/passwd" \\\n??/ $(shell rm -rf /) [exec ls] {{ 7 * 7 }}'
+
+
+def test_names_from_the_file_reach_no_code(tmp_path):
+    b = small.Builder(4)
+    x = b.input("x", ["N", 3, 6, 6])
+    proto = b.model(b.op("Relu", b.conv(x, 3, 8), name="y"))
+    for node in proto.graph.node:
+        node.name = HOSTILE + node.name
+    rename = {"y": HOSTILE, "x": "in" + HOSTILE}
+    for node in proto.graph.node:
+        for names in (node.input, node.output):
+            for i, name in enumerate(names):
+                names[i] = rename.get(name, name)
+    proto.graph.input[0].name, proto.graph.output[0].name = rename["x"], rename["y"]
+    data = {rename["x"]: np.random.default_rng(0).normal(size=(8, 3, 6, 6)).astype("f4")}
+    model = qcomp.compile(proto, [data], to="hls").model
+    found = simulated(model, data, tmp_path / "design")
+    expected = next(iter(runtime.run_batches(runtime.session(model), [data]).values()))
+    np.testing.assert_array_equal(found.run(None, data)[0], expected)
+    for path in (tmp_path / "design").rglob("*"):
+        if path.suffix in (".cpp", ".h", ".tcl", ".py", ".md") or path.name == "Makefile":
+            text = path.read_text()
+            for part in ("system(", "$(shell rm", "[exec", "??/", "*/ ", '#include "/', "{{ 7"):
+                assert part not in text, (path, part)
+    assert not (tmp_path / "design" / "pwned").exists()
+
+
+@pytest.mark.parametrize("shape", [("N", 12), ("N", 12, 5, 4)])
+def test_softmax_ends_a_design(shape, tmp_path):
+    b = small.Builder(6)
+    x = b.input("x", shape)
+    hidden = b.op("MatMul", x, b.random(12, 9)) if len(shape) == 2 else b.conv(x, 12, 9, 1)
+    proto = b.model(b.op("Softmax", b.op("Mul", hidden, b.constant(4.0)), name="y", axis=1))
+    data = {"x": np.random.default_rng(0).normal(size=(64, *shape[1:])).astype("f4")}
+    model = qcomp.compile(proto, [data], to="hls").model
+    expected = runtime.run_batches(runtime.session(model), [data])["y"]
+    np.testing.assert_array_equal(simulated(model, data, tmp_path / "design").run(None, data)[0], expected)
+    assert expected.max() > 0.5
+
+
+@pytest.mark.parametrize("kind", ["Softmax", "LayerNormalization"])
+def test_what_has_no_hardware_is_refused_by_name(kind, tmp_path):
+    b = small.Builder(5)
+    hidden = b.op("MatMul", b.input("x", ["N", 16]), b.random(16, 8))
+    more = [b.random(8, positive=True), b.random(8)] if kind == "LayerNormalization" else []
+    hidden = b.op("Reshape", hidden, b.constant(np.array([0, 2, 4], "i8"))) if kind == "Softmax" else hidden
+    proto = b.model(b.op(kind, hidden, *more, name="y", axis=-1))
+    data = {"x": np.random.default_rng(0).normal(size=(16, 16)).astype("f4")}
+    with pytest.raises(UnsupportedError, match=r"has no hardware|makes"):
+        qcomp.compile(proto, [data], to="hls", out=tmp_path / "design")
+    assert not (tmp_path / "design").exists()
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    model, data = hls_designs.made("shortcut")
+    with pytest.raises(OutputError, match="other files"):
+        Hls().emit(model, tmp_path / "mine", [data])
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    for _ in range(2):
+        Hls().emit(model, tmp_path / "ours", [data])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "ours"]

@@ -1,0 +1,70 @@
+"""The folding solver and the flow of words: budgets, rates, cycles."""
+
+from __future__ import annotations
+
+import hls_designs
+import pytest
+
+from qcomp.backends.hls import boards, costs, flow, folding, lowering
+from qcomp.backends.hls.schedules import iterations_of
+from qcomp.errors import OptionError, UnsupportedError
+
+TINY = "dsp=16,bram18=60,lut=14000,ff=32000,clock=100,part=xc7z010"
+
+
+@pytest.mark.parametrize("name", hls_designs.NETWORKS)
+def test_a_design_keeps_to_its_board(name):
+    network = lowering.lower(hls_designs.made(name)[0])
+    small, large = boards.parse_generic(TINY), boards.find("alveo-u250")
+    designs = [folding.fold(network, board)[0] for board in (small, large)]
+    for design, board in zip(designs, (small, large), strict=True):
+        assert not costs.total(design).over(board)
+    assert designs[0].interval >= designs[1].interval
+    if name in ("residual", "branches"):
+        assert designs[0].interval > designs[1].interval
+
+
+@pytest.mark.parametrize("name", ["residual", "separable"])
+def test_a_rate_is_reached_with_less(name):
+    network, board = lowering.lower(hls_designs.made(name)[0]), boards.find("alveo-u250")
+    fastest = folding.fold(network, board)[0]
+    asked = 4 * fastest.interval
+    slower = folding.fold(network, board, asked)[0]
+    assert slower.interval <= asked
+    assert costs.total(slower).dsp < costs.total(fastest).dsp
+
+
+def test_what_does_not_fit_says_what_is_over_and_what_would_do():
+    network = lowering.lower(hls_designs.made("residual")[0])
+    board = boards.parse_generic("dsp=5,bram18=60,lut=16000,ff=32000,clock=100,part=none")
+    with pytest.raises(UnsupportedError, match=r"dsp \d+ of 5.*smallest board that would do: pynq-z2"):
+        folding.fold(network, board)
+
+
+def test_a_rate_that_nothing_reaches_says_which_is():
+    network = lowering.lower(hls_designs.made("residual")[0])
+    with pytest.raises(OptionError, match="fully unrolled it takes"):
+        folding.fold(network, boards.find("alveo-u250"), 3)
+
+
+@pytest.mark.parametrize("interval", [None, 5000, 50000])
+@pytest.mark.parametrize("name", hls_designs.NETWORKS)
+def test_the_estimate_is_what_a_walk_counts(name, interval):
+    """Within 5 %, with FIFOs as deep as they are emitted; and the schedule fits the streams."""
+    network, board = lowering.lower(hls_designs.made(name)[0]), boards.find("alveo-u250")
+    design, found = folding.fold(network, board, interval)
+    for process in design.processes:
+        schedule = process.schedule
+        assert schedule.iterations == iterations_of(process.kernel, process.constants)
+        assert [len(r) for r in schedule.reads] == [s.words for s in process.inputs]
+        assert [len(w) for w in schedule.writes] == [s.words for s in process.outputs]
+    assert hls_designs.walk(design) == pytest.approx(found.latency, rel=0.05)
+
+
+def test_depths_follow_what_the_longer_branch_needs():
+    design = hls_designs.design_of(hls_designs.made("residual")[0], interval=20000)
+    depths = flow.analyse(design).depths
+    deep = [s for s in design.streams if depths[s.name] > flow.SHIFT_REGISTER]
+    assert deep, "the short branch waits for two windows of three rows"
+    straight = hls_designs.design_of(hls_designs.made("separable")[0])
+    assert max(flow.analyse(straight).depths.values()) <= flow.SHIFT_REGISTER
