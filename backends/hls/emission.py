@@ -81,7 +81,7 @@ def _by_layer(design: Design) -> Iterator[dict[str, Any]]:
             }
         elif own:
             layer = design.network.layers[number]
-            yield {"title": sanitized(layer.operator), "shapes": _shapes(layer), "processes": own}
+            yield {"title": layer.title, "shapes": _shapes(layer), "processes": own}
 
 
 def _shapes(layer: Layer) -> str:
@@ -155,7 +155,7 @@ def _weights(design: Design, process: Process) -> str:
         }
         for rom in process.roms
     ]
-    title = sanitized(layer.operator)
+    title = layer.title
     return render("weights.h", version=version(), title=title, guard=f"WEIGHTS_{process.name.upper()}", roms=roms)
 
 

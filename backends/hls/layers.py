@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qcomp.backends.hls.text import sanitized
 from qcomp.quantization.qparams import IntArray
 
 
@@ -94,6 +95,11 @@ class Layer:
     sources: tuple[int, ...]
     features: tuple[Feature, ...]
     result: Feature
+
+    @property
+    def title(self) -> str:
+        """The operator, as it may stand in any text."""
+        return sanitized(self.operator.replace("'", ""))
 
     @property
     def macs(self) -> int:

@@ -12,7 +12,6 @@ from qcomp.backends.hls.flow import Flow
 from qcomp.backends.hls.layers import Linear
 from qcomp.backends.hls.processes import Process
 from qcomp.backends.hls.schedules import iterations_of
-from qcomp.backends.hls.text import sanitized
 
 PROVEN = (
     "C simulation, bit for bit what ONNX Runtime gives for the integer graph, with FIFOs as deep as in hardware",
@@ -50,7 +49,7 @@ def _layer(design: Design, flow: Flow, number: int) -> dict[str, Any]:
     linear = isinstance(layer, Linear)
     found = {
         "name": layer.name,
-        "operator": sanitized(layer.operator),
+        "operator": layer.title,
         "simd": design.folds[number].simd,
         "pe": design.folds[number].pe,
         "products": ("LUT" if design.folds[number].in_luts else "DSP") if linear else None,

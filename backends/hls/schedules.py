@@ -17,8 +17,8 @@ GUARD = 8
 """Cycles between the last word of a row that is read and the first window that may hold it."""
 
 
-DIVISION = 72
-"""Cycles of a division of 64 bits."""
+DIVISION = 62
+"""Iterations of a division."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ VENDOR = Path(HLS4ML.origin).parent / "templates/vivado/ap_types" if HLS4ML and 
 """The folder of Xilinx's ap_int.h (Apache-2.0) in the package hls4ml, which is not imported."""
 STRICT = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 TEMPLATE_ARGUMENTS = ("fork", "convert")
-SAME_SCHEDULE = {"rescale": "lookup", "average_pool": "max_pool"}
 
 PROGRAM = """
 #include <cstdio>
@@ -150,7 +149,7 @@ class Call:
 
     def steps(self) -> list[tuple[int, int]]:
         """(stream, word) in the order of the schedule; inputs before outputs within an iteration."""
-        schedule = schedule_of(SAME_SCHEDULE.get(self.kernel, self.kernel), self.constants)
+        schedule = schedule_of(self.kernel, self.constants)
         times, words = [*schedule.reads, *schedule.writes], [*self.inputs, *self.outputs]
         assert [len(t) for t in times] == [len(w.values) for w in words]
         steps = [(int(when), stream, word) for stream, t in enumerate(times) for word, when in enumerate(t)]

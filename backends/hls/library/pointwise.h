@@ -57,28 +57,6 @@ void multiply(hls::stream<Word<P::ABITS, P::LANES>>& a, hls::stream<Word<P::BBIT
     }
 }
 
-// clamp(rhe((x - ZX) * MULTIPLIER / 2^SHIFT) + ZERO, LOW, HIGH).
-//
-// P: WORDS, LANES, XBITS, YBITS, ZX, MULTIPLIER (positive), SHIFT, ZERO, LOW, HIGH.
-//
-// Iterations: WORDS: reads; writes.
-template <class P>
-void rescale(hls::stream<Word<P::XBITS, P::LANES>>& in, hls::stream<Word<P::YBITS, P::LANES>>& out) {
-    static const int WIDTH = P::XBITS + 1 + bits_of(P::MULTIPLIER);
-    const ap_uint<bits_of(P::MULTIPLIER)> factor = P::MULTIPLIER;
-    for (int i = 0; i < P::WORDS; ++i) {
-        QCOMP_PIPELINE
-        const Word<P::XBITS, P::LANES> x = in.read();
-        Word<P::YBITS, P::LANES> y;
-        for (int lane = 0; lane < P::LANES; ++lane) {
-            QCOMP_UNROLL
-            const ap_int<P::XBITS + 1> from_zero = x.lane[lane] - P::ZX;
-            y.lane[lane] = requantize<P, WIDTH>(from_zero * factor);
-        }
-        out.write(y);
-    }
-}
-
 // table[x]: any function of one number.
 //
 // P: WORDS, LANES, XBITS, YBITS.

@@ -1,4 +1,4 @@
-// Maxima and averages of windows and images.
+// Maxima of windows, averages of images, and the place of the largest channel.
 #ifndef QCOMP_POOLING_H
 #define QCOMP_POOLING_H
 
@@ -43,31 +43,6 @@ template <class P, int COUNT> Word<P::YBITS, P::LANES> averages(const Sum<P, COU
         y.lane[lane] = requantize<P, SUM + FACTOR>(from_zero * factor);
     }
     return y;
-}
-
-// The average of each window, out of a CHANNEL_MAJOR window whose PAD is ZX; padding counts. MULTIPLIER / 2^SHIFT holds
-// 1 / TAPS.
-//
-// P: PIXELS, GROUPS, TAPS, LANES, XBITS, YBITS, ZX, MULTIPLIER (positive), SHIFT, ZERO, LOW, HIGH.
-//
-// Iterations: for pixel, group, tap: reads; writes if tap == TAPS - 1.
-template <class P>
-void average_pool(hls::stream<Word<P::XBITS, P::LANES>>& in, hls::stream<Word<P::YBITS, P::LANES>>& out) {
-    Sum<P, P::TAPS> sums[P::LANES] = {};
-    QCOMP_PARTITION(sums, 1)
-    for (int i = 0; i < P::PIXELS * P::GROUPS; ++i) {
-        for (int tap = 0; tap < P::TAPS; ++tap) {
-            QCOMP_PIPELINE
-            QCOMP_FLATTEN
-            const Word<P::XBITS, P::LANES> x = in.read();
-            for (int lane = 0; lane < P::LANES; ++lane) {
-                QCOMP_UNROLL
-                if (tap == 0) sums[lane] = 0;
-                sums[lane] += x.lane[lane];
-            }
-            if (tap == P::TAPS - 1) out.write(averages<P, P::TAPS>(sums));
-        }
-    }
 }
 
 // The average of each channel of an image. MULTIPLIER / 2^SHIFT holds 1 / PIXELS.

@@ -7,6 +7,8 @@ import pytest
 from cpp import needs_compiler
 from hls_kernels import SIMULATION, VENDOR, Call, Rom, Words, packed, run, run_logged
 
+from qcomp.integer.softmax import Softmax
+
 pytestmark = needs_compiler
 CALLS = 6
 NO_VENDOR = pytest.mark.skipif(VENDOR is None, reason="hls4ml, whose wheel has the vendor's headers, is not installed")
@@ -161,15 +163,6 @@ def multiply(rng) -> Call:
     return Call("multiply", c, [Words(c["ABITS"], a), Words(c["BBITS"], b)], [y])
 
 
-def rescale(rng) -> Call:
-    c = {"WORDS": int(rng.integers(1, 300)), "LANES": int(rng.integers(1, 9)), "XBITS": int(rng.integers(1, 9))}
-    c |= {"ZX": int(unsigned(rng, c["XBITS"], ())), "MULTIPLIER": int(multipliers(rng, int(rng.choice([4, 31]))))}
-    x = unsigned(rng, c["XBITS"], (c["WORDS"], c["LANES"]))
-    number = (x - c["ZX"]) * c["MULTIPLIER"]
-    c |= requantization(rng, np.abs(number).max())
-    return Call("rescale", c, [Words(c["XBITS"], x)], [Words(c["YBITS"], requantized(number, c))])
-
-
 def lookup(rng) -> Call:
     c = {"WORDS": int(rng.integers(1, 300)), "LANES": int(rng.integers(1, 9))}
     c |= {"XBITS": int(rng.integers(1, 9)), "YBITS": int(rng.integers(1, 9))}
@@ -259,11 +252,6 @@ def averaged(rng, c: dict[str, int], x: np.ndarray, axis: int, kernel: str) -> C
     return Call(kernel, c, [inputs], [Words(c["YBITS"], outputs)])
 
 
-def average_pool(rng) -> Call:
-    c, x = pooled(rng)
-    return averaged(rng, c, x, 2, "average_pool")
-
-
 def global_average(rng) -> Call:
     c, x = pooled(rng)
     del c["TAPS"]
@@ -277,11 +265,24 @@ def arg_max(rng) -> Call:
     return Call("arg_max", c, [Words(bits, x.reshape(-1, lanes))], [Words(16, x.argmax(1).reshape(-1, 1))])
 
 
+def softmax(rng) -> Call:
+    """As the definition in NumPy computes it."""
+    pixels, channels, bits = int(rng.integers(1, 5)), int(rng.integers(1, 12)), int(rng.integers(2, 9))
+    found = Softmax.of(float(rng.uniform(0.01, 0.5)), length=channels)
+    x = unsigned(rng, bits, (pixels, channels))
+    c = {"PIXELS": pixels, "CHANNELS": channels, "BITS": bits, "TABLE_BITS": 31, "SHIFT": found.shift}
+    roms = [Rom("table", "rom_word", 31, found.table[: 1 << bits].astype(np.int64))]
+    roms.append(Rom("numerator", "rom_word", 62, np.array([found.numerator])))
+    y = found(x.astype(np.uint8), axis=1)
+    return Call("softmax", c, [Words(bits, x.reshape(-1, 1))], [Words(8, y.reshape(-1, 1))], roms)
+
+
 KERNELS = {
+    "softmax.h": [softmax],
     "matrix_vector.h": [matrix_vector, depthwise, requantize_sums],
     "moves.h": [fork, convert, concat, slice_, pad],
-    "pointwise.h": [add, multiply, rescale, lookup],
-    "pooling.h": [max_pool, average_pool, global_average, arg_max],
+    "pointwise.h": [add, multiply, lookup],
+    "pooling.h": [max_pool, global_average, arg_max],
 }
 
 

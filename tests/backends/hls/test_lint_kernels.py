@@ -10,11 +10,12 @@ from qcomp.backends.hls.schedules import TABLE
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 HLS = Path(__file__).parents[3] / "backends" / "hls"
-HEADERS = ("matrix_vector", "moves", "pointwise", "pooling", "window", "ends")
+HEADERS = ("matrix_vector", "moves", "pointwise", "pooling", "softmax", "window", "ends")
 
 CONSTANTS = """
 struct P {
     static const int H = 6, W = 5, GROUPS = 2, LANES = 2, BITS = 8, PAD = 3, PIXELS = 30, TAPS = 9;
+    static const int CHANNELS = 4, TABLE_BITS = 8;
     static const int WORDS = 60, PORT = 16;
     static const int KH = 3, KW = 3, STRIDE_H = 2, STRIDE_W = 1, DILATION_H = 1, DILATION_W = 2, TOP = 1, LEFT = 2;
     static const int OH = 3, OW = 5, BOTTOM = 1, RIGHT = 2, BEFORE = 1, AFTER = 1;
@@ -33,6 +34,7 @@ static const rom_word<10> deep[2 * 9][1] = {{0x3ffULL}};
 static const rom_int<24> bias[2][2] = {{-3, 4}};
 static const rom_word<16> multiplier[2][2] = {{65535, 4}};
 static const rom_word<8> table[256] = {1, 2, 255};
+static const rom_word<62> numerator[1] = {1ULL << 60};
 """
 CALLS = {
     "matrix_vector": "hls::stream<Word<8, 3>>& in, Accumulators& out|matrix_vector<P>(in, out, dense, bias)",
@@ -47,12 +49,11 @@ CALLS = {
     "pad": "Words& in, Words& out|pad<P>(in, out)",
     "add": "Words& a, hls::stream<Word<7, 2>>& b, Words& out|add<P>(a, b, out)",
     "multiply": "Words& a, hls::stream<Word<7, 2>>& b, Words& out|multiply<P>(a, b, out)",
-    "rescale": "Words& in, Words& out|rescale<P>(in, out)",
     "lookup": "Words& in, Words& out|lookup<P>(in, out, table)",
     "max_pool": "Words& in, Words& out|max_pool<P>(in, out)",
-    "average_pool": "Words& in, Words& out|average_pool<P>(in, out)",
     "global_average": "Words& in, Words& out|global_average<P>(in, out)",
     "arg_max": "Words& in, hls::stream<Word<16, 1>>& out|arg_max<P>(in, out)",
+    "softmax": "hls::stream<Word<8, 1>>& in, hls::stream<Word<8, 1>>& out|softmax<P>(in, out, table, numerator)",
     "window": "Words& in, Words& out|window<P>(in, out)",
     "read_input": "hls::stream<Beat<16>>& port, Words& out|read_input<P>(port, out)",
     "write_output": "Words& in, hls::stream<Beat<16>>& port|write_output<P>(in, port)",
