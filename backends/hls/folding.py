@@ -23,6 +23,8 @@ from qcomp.backends.hls.processes import WIDEST, Fold
 from qcomp.backends.hls.schedules import DIVISION, GUARD
 from qcomp.errors import OptionError, UnsupportedError
 
+LONGEST = 1 << 25
+"""Cycles a sample, at most: a third of a second at 100 MHz, and what the walk over a schedule holds in memory."""
 CLOSE = 1.001
 """The ratio at which the bisection ends."""
 SLOWER = 1.05
@@ -57,8 +59,15 @@ def fold(network: Network, board: Board, interval: int | None = None) -> tuple[D
     if design.interval > interval:
         what = f"{interval} cycles a sample are too few: fully unrolled it takes {design.interval}"
         raise OptionError(what, where="rate", hint=f"ask for {board.clock_mhz * 1e6 / design.interval:.1f} or less")
+    _check_length(design)
     flow = analyse(design)
     return _checked(replace(design, depths=flow.depths), board), flow
+
+
+def _check_length(design: Design) -> None:
+    if design.interval > LONGEST:
+        what = f"takes {design.interval} cycles a sample in {design.bottleneck.name}, more than {LONGEST}"
+        raise UnsupportedError(what, where="hls", hint="take a larger board, a higher rate, or smaller inputs")
 
 
 def _fastest(network: Network, choices: Choices, board: Board) -> int:
@@ -83,6 +92,7 @@ def _with_fifos(network: Network, choices: Choices, interval: int, board: Board)
     slowest = max(max(o.cycles for o in options) for options in choices)
     while True:
         design = _at(network, choices, interval, board)
+        _check_length(design)
         flow = analyse(design)
         design = replace(design, depths=flow.depths)
         if not costs.total(design).over(board):

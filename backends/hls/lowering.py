@@ -57,7 +57,7 @@ def lower(model: ir.Model) -> Network:
         UnsupportedError: an operator, or a shape, that has no hardware here.
     """
     reader = Reader(model)
-    for node in model.graph:
+    for node in _leading_to(model.graph, reader.end):
         kind = node.op_type if node.domain == "" else f"{node.domain}.{node.op_type}"
         if node in reader.ends or node in reader.merged or reader.is_constant(node):
             continue
@@ -70,6 +70,18 @@ def lower(model: ir.Model) -> Network:
     if last < 0:
         raise UnsupportedError("it has no layer in integers", where="the model", hint="qcomp inspect shows the graph")
     return Network(reader.layers, last, reader.source, result, reader.quantize, reader.dequantize)
+
+
+def _leading_to(target: ir.Graph, end: ir.Value) -> list[ir.Node]:
+    """The operators that a value is computed by, in the order of the graph; others have no stream to end in."""
+    found: set[ir.Node] = set()
+    stack = [end]
+    while stack:
+        node = stack.pop().producer()
+        if node is not None and node not in found:
+            found.add(node)
+            stack += [value for value in node.inputs if value is not None]
+    return [node for node in target if node in found]
 
 
 def _conv(reader: Reader, node: ir.Node) -> None:

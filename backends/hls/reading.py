@@ -30,7 +30,7 @@ class Reader:
         self.merged: set[ir.Node] = set()
         self._made: dict[ir.Value, tuple[int, Feature]] = {}
         self.quantize, self.dequantize = _ends(model.graph)
-        self._end = model.graph.outputs[0] if self.dequantize is None else reading.input_of(self.dequantize, 0)
+        self.end = model.graph.outputs[0] if self.dequantize is None else reading.input_of(self.dequantize, 0)
         value = self.quantize.outputs[0]
         self.source = self._feature_of(self.quantize, value, LARGEST.bit_length())
         self._made[value] = (-1, self.source)
@@ -43,7 +43,7 @@ class Reader:
     @property
     def result(self) -> tuple[int, Feature]:
         """The layer that gives the output, and its stream."""
-        return self._made[self._end]
+        return self._made[self.end]
 
     def is_constant(self, node: ir.Node) -> bool:
         """Whether a node computes with constants alone."""

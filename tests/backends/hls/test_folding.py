@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hls_designs
+import onnx_ir as ir
 import pytest
 
 from qcomp.backends.hls import boards, costs, flow, folding, lowering
+from qcomp.backends.hls.layers import Pool
 from qcomp.backends.hls.schedules import iterations_of
 from qcomp.errors import OptionError, UnsupportedError
 
@@ -39,6 +41,20 @@ def test_what_does_not_fit_says_what_is_over_and_what_would_do():
     board = boards.parse_generic("dsp=5,bram18=60,lut=16000,ff=32000,clock=100,part=none")
     with pytest.raises(UnsupportedError, match=r"dsp \d+ of 5.*smallest board that would do: pynq-z2"):
         folding.fold(network, board)
+
+
+def test_a_design_that_takes_seconds_is_refused(monkeypatch):
+    network = lowering.lower(hls_designs.made("residual")[0])
+    monkeypatch.setattr(folding, "LONGEST", 1000)
+    with pytest.raises(UnsupportedError, match=r"takes \d+ cycles a sample in layer"):
+        folding.fold(network, boards.find("pynq-z2"))
+
+
+def test_what_nothing_reads_has_no_hardware():
+    model = hls_designs.made("residual")[0].clone()
+    dead = ir.node("MaxPool", [model.graph[3].outputs[0]], {"kernel_shape": [2, 2]})
+    model.graph.insert_after(model.graph[3], dead)
+    assert not any(isinstance(layer, Pool) for layer in lowering.lower(model).layers)
 
 
 def test_a_rate_that_nothing_reaches_says_which_is():
