@@ -42,14 +42,14 @@ class Hls(Backend):
     def check_place(self, out: Path, others: Sequence[str | os.PathLike[str] | None] = ()) -> None:
         from qcomp.backends.hls import project
 
-        project.check(out)
+        project.check(out, others)
 
     def emit(self, model: ir.Model, out: Path, feeds: Sequence[Feeds] = ()) -> list[Path]:
         from qcomp.backends.hls import boards, folding, lowering, project
 
         if self.rate < 0:
             raise OptionError(f"{self.rate} samples a second", where="rate", hint="give a positive number")
-        board = boards.parse_generic(self.board) if "=" in self.board else boards.find(self.board)
+        board = boards.find(self.board)
         interval = max(int(board.clock_mhz * 1e6 / self.rate), 1) if self.rate > 0 else None
         network = lowering.lower(model)
         design, flow = folding.fold(network, board, interval)

@@ -25,11 +25,11 @@ class Board:
         board_part: the board's files in Vivado, where it has them.
         dsp: multipliers of kind ``dsp_kind``.
         bram18: block RAMs of 18 Kbit.
-        uram: UltraRAMs of 288 Kbit.
+        uram: UltraRAMs of 288 Kbit; no design uses them yet.
         lut: look-up tables of 6 inputs.
         ff: flip-flops.
         clock_mhz: the clock a design aims at.
-        dsp_kind: DSP48E1 multiplies 25 by 18 bits, DSP48E2 27 by 18.
+        dsp_kind: DSP48E1 multiplies 25 by 18 bits, DSP48E2 27 by 18; costs count with the smaller.
         processing_system: "zynq" (7-series), "zynqmp" (UltraScale+), or none.
     """
 
@@ -80,7 +80,7 @@ def parse_generic(text: str) -> Board:
     """A board of which only the resources are known, from ``dsp=...,bram18=...,lut=...,ff=...,clock=...,part=...``.
 
     Args:
-        text: the clock in MHz; ``uram`` may be left out.
+        text: the clock in MHz.
 
     Raises:
         OptionError: for keys that are unknown, twice or missing, and for values that are no positive numbers.
@@ -96,7 +96,8 @@ def parse_generic(text: str) -> Board:
         name="generic",
         part=part,
         board_part=None,
-        **{key: _count(key, values.get(key, "0")) for key in ("dsp", "bram18", "uram", "lut", "ff")},
+        **{key: _count(key, values[key]) for key in ("dsp", "bram18", "lut", "ff")},
+        uram=0,
         clock_mhz=_clock(values["clock"]),
         dsp_kind="DSP48E1" if part.lower().startswith("xc7") else "DSP48E2",
         processing_system=None,
@@ -107,8 +108,8 @@ def _values(text: str) -> dict[str, str]:
     values: dict[str, str] = {}
     for pair in filter(None, text.split(",")):
         key, _, value = (word.strip() for word in pair.partition("="))
-        if key not in (*NUMBERS, "uram", "part"):
-            raise unknown("resource", key, (*NUMBERS, "uram", "part"), where=WHERE)
+        if key not in (*NUMBERS, "part"):
+            raise unknown("resource", key, (*NUMBERS, "part"), where=WHERE)
         if key in values:
             raise OptionError(f"{key} is given twice", where=WHERE, hint=f"for example {EXAMPLE}")
         values[key] = value

@@ -1,8 +1,14 @@
-"""C simulation of a project from Python: compiled with g++, run on samples."""
+"""C simulation of a project from Python: compiled with g++, run on samples.
+
+This runs the code of the folder, as `make` there would: take projects from those you trust.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -12,13 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
-from qcomp import files, outer
+from qcomp import files, graph, outer
 from qcomp.backends.hls.layers import Feature
 from qcomp.backends.hls.project import MARK, channels_first, channels_last
 from qcomp.errors import ModelError, QcompError
 from qcomp.graph import Array
 
+_FIFO = re.compile(r"\S+ \d{1,9} \d{1,9} \d{1,18}")
 LONGEST = 2000
 """Characters of a compiler's message."""
 
@@ -59,8 +67,9 @@ class Simulation:
         self.model = files.read(folder / "model.onnx")
         try:
             described = json.loads((folder / MARK).read_text(encoding="utf-8"))
-            self._source, self._result = (_feature(described[name]) for name in ("input", "output"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            self._source = _feature(described["input"], self.model.graph.inputs[0])
+            self._result = _feature(described["output"], self.model.graph.outputs[0])
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ModelError(f"is damaged: {error}", where=str(folder / MARK), hint="compile it again") from error
         self.fifos: list[Fifo] = []
 
@@ -92,7 +101,7 @@ class Simulation:
             given.write_bytes(channels_last(numbers, self._source).tobytes())
             done = _call([str(program), str(given), "-", str(taken)], self._folder, "the C simulation")
             raw = np.frombuffer(taken.read_bytes(), dtype)
-        self.fifos = [_fifo(line) for line in done.splitlines() if len(line.split()) == 4]
+        self.fifos = [_fifo(line) for line in done.splitlines() if _FIFO.fullmatch(line)]
         return channels_first(raw, self._result)
 
 
@@ -101,8 +110,20 @@ def _fifo(line: str) -> Fifo:
     return Fifo(name, int(depth), int(high_water))
 
 
-def _feature(values: dict[str, Any]) -> Feature:
-    return Feature(**{**values, "shape": tuple(values["shape"])})
+def _feature(values: dict[str, Any], value: ir.Value) -> Feature:
+    """A stream as the project's file has it, which must be that of the model's input or output.
+
+    Raises:
+        ValueError: it is not.
+    """
+    numbers = [*values["shape"], *(values[name] for name in ("height", "width", "channels", "bits"))]
+    if not all(isinstance(n, int) and 0 < n < 1 << 24 for n in numbers) or values["bits"] > 16:
+        raise ValueError(f"{numbers} are no sizes")
+    found = Feature(**{**values, "shape": tuple(values["shape"])})
+    known = graph.static_shape(value)
+    if math.prod(found.shape) != found.size or (known is not None and tuple(known[1:]) != found.shape):
+        raise ValueError(f"the shape {list(found.shape)} is not that of {value.name!r}")
+    return found
 
 
 def build(folder: Path) -> Path:
@@ -111,7 +132,7 @@ def build(folder: Path) -> Path:
     Raises:
         QcompError: there is no compiler, or it fails.
     """
-    for tool in ("make", "g++"):
+    for tool in ("make", os.environ.get("CXX", "g++")):
         if shutil.which(tool) is None:
             what = f"{tool} is missing, which C simulation needs"
             raise QcompError(what, where=str(folder), hint="install it (Debian: apt install g++ make)")

@@ -89,7 +89,7 @@ def _end(stream: Stream) -> dict[str, int]:
 
 
 def _forked(builder: Builder, number: int, name: str, source: Stream, count: int) -> list[Stream]:
-    """A stream for each reader; a result that nothing reads has one too, which is drained."""
+    """A stream for each reader."""
     found = []
     for index in range(count - 1):
         one, rest = (builder.stream(source.bits, source.lanes, source.words) for _ in range(2))

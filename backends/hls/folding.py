@@ -23,8 +23,8 @@ from qcomp.backends.hls.processes import WIDEST, Fold
 from qcomp.backends.hls.schedules import DIVISION, GUARD
 from qcomp.errors import OptionError, UnsupportedError
 
-LONGEST = 1 << 25
-"""Cycles a sample, at most: a third of a second at 100 MHz, and what the walk over a schedule holds in memory."""
+LONGEST = 1 << 23
+"""Cycles a sample, at most: 84 ms at 100 MHz; the walk over the schedule holds a few times as many numbers."""
 CLOSE = 1.001
 """The ratio at which the bisection ends."""
 SLOWER = 1.05
@@ -55,13 +55,23 @@ def fold(network: Network, board: Board, interval: int | None = None) -> tuple[D
     choices = [_options(layer) for layer in network.layers]
     if interval is None:
         return _with_fifos(network, choices, _fastest(network, choices, board), board)
-    design = _at(network, choices, interval, board)
-    if design.interval > interval:
-        what = f"{interval} cycles a sample are too few: fully unrolled it takes {design.interval}"
-        raise OptionError(what, where="rate", hint=f"ask for {board.clock_mhz * 1e6 / design.interval:.1f} or less")
+    design = _checked(_within(network, choices, interval, board), board)
     _check_length(design)
     flow = analyse(design)
     return _checked(replace(design, depths=flow.depths), board), flow
+
+
+def _within(network: Network, choices: Choices, interval: int, board: Board) -> Design:
+    """A design that keeps to an interval; converters between layers may ask for faster layers than that."""
+    asked, fastest = interval, math.inf
+    while asked:
+        design = _at(network, choices, asked, board)
+        if design.interval <= interval:
+            return design
+        fastest, asked = min(fastest, design.interval), asked * 3 // 4
+    rate = math.floor(board.clock_mhz * 1e7 / fastest) / 10
+    what = f"{interval} cycles a sample are too few: the fastest folding takes {fastest:.0f}"
+    raise OptionError(what, where="rate", hint=f"ask for {rate} or less")
 
 
 def _check_length(design: Design) -> None:
@@ -83,7 +93,9 @@ def _fastest(network: Network, choices: Choices, board: Board) -> int:
         else:
             high, found[int(middle)] = middle, design.interval
     reached = min(found.values())
-    found[reached] = _at(network, choices, reached, board).interval
+    design = _at(network, choices, reached, board)
+    if not costs.total(design).over(board):
+        found[reached] = design.interval
     return max(asked for asked, interval in found.items() if interval == reached)
 
 

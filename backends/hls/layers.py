@@ -33,6 +33,11 @@ class Feature:
     bits: int
 
     @property
+    def order(self) -> tuple[int, int, int]:
+        """What the order of the stream depends on."""
+        return self.height, self.width, self.channels
+
+    @property
     def pixels(self) -> int:
         """Positions."""
         return self.height * self.width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from qcomp.quantization.dyadic import Dyadic, shift_half_even
 from qcomp.quantization.qparams import IntArray
 
 LARGEST = 255
+MOST_WEIGHTS = 1 << 26
+"""Of one layer: no chip holds more."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +88,14 @@ def _leading_to(target: ir.Graph, end: ir.Value) -> list[ir.Node]:
 
 
 def _conv(reader: Reader, node: ir.Node) -> None:
-    source, number = reader.feature(node, 0)
     weight, zero, group = reading.weight(node, 3), reading.zero_point(node, 2), graph.attribute(node, "group", 1)
+    source, number = reader.holding(node, 0, zero)
     if weight.ndim not in (3, 4):
         raise reading.refuse(node, "a convolution over three spatial axes", "it takes one or two")
     window = reader.window(node, weight.shape[2:])
     rows, height, width = weight.shape[0], *reader.spatial(node, node.outputs[0])
     depthwise = group == rows == source.channels and weight.shape[1] == 1 and group > 1
-    matrix = _channels_last(weight, group, source.channels, depthwise=depthwise)
+    matrix = _channels_last(node, weight, group, source.channels, depthwise=depthwise)
     bias = reading.bias(node, 8, rows) - zero * matrix.sum(axis=1)
     target, result, bits = _target(reader, node, reading.factor(node, 4, outputs=(1, 6)), reading.zero_point(node, 7))
     made = reader.made(result, bits, height, width, rows)
@@ -103,9 +106,12 @@ def _conv(reader: Reader, node: ir.Node) -> None:
     reader.add(layer, result)
 
 
-def _channels_last(weight: Array, group: int, channels: int, *, depthwise: bool) -> IntArray:
+def _channels_last(node: ir.Node, weight: Array, group: int, channels: int, *, depthwise: bool) -> IntArray:
     """``(rows, taps * channels)``; groups filled up with zeros; ``(channels, taps)`` for a depthwise convolution."""
     rows, width = weight.shape[:2]
+    if not depthwise and rows * math.prod(weight.shape[2:]) * channels > MOST_WEIGHTS:
+        what = f"its {group} groups, filled up with zeros, are more than {MOST_WEIGHTS} weights"
+        raise reading.refuse(node, what, "keep it on the processor")
     taps = weight.reshape(rows, width, -1).astype(np.int64)
     if depthwise:
         return taps[:, 0]
@@ -165,13 +171,15 @@ def _add(reader: Reader, node: ir.Node) -> None:
     factors = [reading.factor(node, i, outputs=(6,)) for i in (1, 4)]
     shift = max(f.shift for f in factors)
     multipliers = [int(f.multiplier) << (shift - f.shift) for f in factors]
+    if max(multipliers) >= 1 << 31:
+        raise reading.refuse(node, "its factors are too far apart", "make them with dyadic-rescale")
     zeros = reading.zero_point(node, 2), reading.zero_point(node, 5)
     target, result, bits = _target(reader, node, Dyadic(np.array(1), shift), reading.zero_point(node, 7))
     constants = [graph.constant(node.inputs[i]) for i in (0, 3)]
     if any(c is not None for c in constants):
         _with_scalar(reader, node, constants, result, bits, lambda a, b: _summed(a, b, zeros, multipliers, target))
         return
-    features, numbers = reader.pair(node, 0, 3)
+    features, numbers = reader.pair(node, zeros)
     made = reader.like(result, features[0], bits)
     head = reader.head(node, "add", numbers, made)
     reader.add(Add(*head, zeros, (multipliers[0], multipliers[1]), target), result)
@@ -194,7 +202,7 @@ def _multiply(reader: Reader, node: ir.Node) -> None:
     if any(c is not None for c in constants):
         _with_scalar(reader, node, constants, result, bits, multiplied)
         return
-    features, numbers = reader.pair(node, 0, 3)
+    features, numbers = reader.pair(node, zeros)
     made = reader.like(result, features[0], bits)
     reader.add(Multiply(*reader.head(node, "multiply", numbers, made), zeros, target), result)
 
@@ -260,7 +268,7 @@ def _joined(reader: Reader, node: ir.Node, parts: Sequence[tuple[Feature, int]])
     source, number = parts[0]
     for other, which in parts[1:]:
         channels, bits = source.channels + other.channels, max(source.bits, other.bits)
-        made = reader.made(node.outputs[0], bits, source.height, source.width, channels, partial=True)
+        made = reader.made(node.outputs[0], bits, source.height, source.width, channels)
         number = reader.append(Concat(*reader.head(node, "concat", (number, which), made)))
         source = made
     reader.define(node.outputs[0], number, source)
@@ -277,10 +285,11 @@ def _max_pool(reader: Reader, node: ir.Node) -> None:
 
 
 def _global_average(reader: Reader, node: ir.Node) -> None:
-    source, number = reader.feature(node, 0)
+    zero = reading.zero_point(node, 2)
+    source, number = reader.holding(node, 0, zero)
     if graph.attribute(node, "channels_last", 0):
         raise reading.refuse(node, "channels_last is set", "leave it 0")
-    factor, zero = reading.factor(node, 1, source.pixels, outputs=(3,)), reading.zero_point(node, 2)
+    factor = reading.factor(node, 1, source.pixels, outputs=(3,))
     target, result, bits = _target(reader, node, factor, reading.zero_point(node, 4))
     made = reader.made(result, bits, 1, 1, source.channels)
     reader.add(GlobalAverage(*reader.head(node, "global_average", (number,), made), zero, target), result)

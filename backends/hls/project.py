@@ -6,8 +6,9 @@ import dataclasses
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ from qcomp.runtime import Feeds
 
 MARK = "qcomp-hls.json"
 """What tells a folder of ours from others."""
+OWN = {
+    *("firmware", "simulation", "testbench", "build", "model.onnx", MARK, "Makefile", "README.md"),
+    *("report.json", "report.md", "build_hls.tcl", "block_design.tcl", "pynq_driver.py"),
+}
+"""What a project holds; anything else there is the user's."""
 SAMPLES = 4
-"""In the testbench."""
+"""In the testbench, at least."""
 HERE = Path(__file__).parent
 
 
@@ -76,33 +82,48 @@ def _text(path: Path, text: str) -> None:
 
 @contextmanager
 def _replacing(out: Path) -> Iterator[Path]:
+    """A new folder beside this one, which takes its place in the end."""
     check(out)
     out = out.resolve()
-    scratch, old = (out.with_name(f".{out.name}.{os.getpid()}.{word}") for word in ("partial", "old"))
-    try:
-        scratch.mkdir()
-        yield scratch
-        if out.exists():
-            os.replace(out, old)
-        os.replace(scratch, out)
-    except OSError as error:
-        raise OutputError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with ExitStack() as cleaning:
+        try:
+            place = Path(tempfile.mkdtemp(prefix=f".{out.name[:40]}.", dir=out.parent))
+            cleaning.callback(shutil.rmtree, place, ignore_errors=True)
+            place.chmod(0o755)
+            scratch, old = place / "new", place / "old"
+            scratch.mkdir()
+            yield scratch
+            if out.exists():
+                os.replace(out, old)
+            try:
+                os.replace(scratch, out)
+            except OSError:
+                if old.exists():
+                    os.replace(old, out)
+                raise
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror or error}", where=str(out)) from error
 
 
-def check(out: Path) -> None:
+def check(out: Path, others: Sequence[str | os.PathLike[str] | None] = ()) -> None:
     """Whether a project can be written there.
+
+    Args:
+        others: files that are read, which must not lie in a folder that is replaced.
 
     Raises:
         OutputError: it cannot.
     """
     if out.exists() and not out.is_dir():
         raise OutputError("is a file", where=str(out), hint="give the name of a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file():
-        raise OutputError("is a folder with other files in it", where=str(out), hint="give the name of a new folder")
-    files.check_writable(out.parent / f".{out.name}.partial")
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    foreign = sorted(there - OWN) if MARK in there else sorted(there)
+    if foreign:
+        what = f"is a folder with other files in it, such as {foreign[0]}"
+        raise OutputError(what, where=str(out), hint="give the name of a new folder")
+    if any(other is not None and Path(other).resolve().is_relative_to(out.resolve()) for other in others):
+        raise OutputError("holds what this command reads", where=str(out), hint="give the name of a new folder")
+    files.check_writable(out.parent / f".{out.name[:40]}.partial")
 
 
 def _testbench(design: Design, model: ir.Model, feeds: Sequence[Feeds], scratch: Path, ports: str) -> None:
@@ -113,24 +134,21 @@ def _testbench(design: Design, model: ir.Model, feeds: Sequence[Feeds], scratch:
     _text(folder / "testbench.cpp", render("testbench.cpp", **values))
     stripped = outer.strip(model)
     network, spec = design.network, runtime.input_specs(stripped)[0]
-    inputs = _integers(model, network.source, feeds)
-    runner = runtime.session(stripped)
     batch = spec.shape[0] if isinstance(spec.shape[0], int) else 1
-    batches = [{spec.name: inputs[i : i + batch]} for i in range(0, len(inputs) // batch * batch, batch)]
-    expected = next(iter(runtime.run_batches(runner, batches).values()))
-    inputs = inputs[: len(expected)]
+    inputs = _integers(model, network.source, feeds, -(-SAMPLES // batch) * batch)
+    batches = [{spec.name: inputs[i : i + batch]} for i in range(0, len(inputs), batch)]
+    expected = next(iter(runtime.run_batches(runtime.session(stripped), batches).values()))
     (folder / "inputs.bin").write_bytes(channels_last(inputs, network.source).tobytes())
     (folder / "expected.bin").write_bytes(channels_last(expected, network.result).tobytes())
 
 
-def _integers(model: ir.Model, source: Feature, feeds: Sequence[Feeds]) -> Array:
-    """A few samples as the integers of the input."""
+def _integers(model: ir.Model, source: Feature, feeds: Sequence[Feeds], count: int) -> Array:
+    """So many samples as the integers of the input; repeated where there are fewer."""
     if not feeds:
-        found: Array = np.random.default_rng(0).integers(0, 256, (SAMPLES, *source.shape), np.uint8)
-        return found
+        return np.random.default_rng(0).integers(0, 256, (count, *source.shape), np.uint8)
     name = runtime.input_specs(model)[0].name
-    real = np.concatenate([f[name] for f in feeds])[:SAMPLES]
-    return outer.grids(model)[name].integers(real)
+    found: Array = np.resize(np.concatenate([f[name] for f in feeds]), (count, *source.shape))
+    return outer.grids(model)[name].integers(found)
 
 
 def channels_last(array: Array, feature: Feature) -> Array:
@@ -157,11 +175,12 @@ def _scripts(design: Design, board: Board, found: dict[str, Any], scratch: Path,
     project = {
         "top": emission.TOP,
         "version": version(),
+        "ports": ports,
         "board": {
             "name": board.name,
             "part": board.part,
             "board_part": board.board_part,
-            "clock_ns": 1000 / board.clock_mhz,
+            "clock_ns": board.clock_ns,
             "processing_system": board.processing_system if ports == "stream" else None,
         },
         "input": _port(design, first=True),

@@ -60,15 +60,24 @@ class Reader:
             raise reading.refuse(node, f"its input {index} is no activation", "it takes streams of uint8")
         return found[1], found[0]
 
-    def pair(self, node: ir.Node, first: int, second: int) -> tuple[tuple[Feature, Feature], tuple[int, int]]:
-        """Two streams of one shape.
+    def holding(self, node: ir.Node, index: int, zero_point: int) -> tuple[Feature, int]:
+        """As `feature`, in as many bits as the zero point needs, which padding and differences are in."""
+        source, number = self.feature(node, index)
+        if zero_point < 1 << source.bits:
+            return source, number
+        number, source = self.table_layer(node, number, source, np.arange(1 << source.bits), source.name, 8)
+        return source, number
+
+    def pair(self, node: ir.Node, zero_points: tuple[int, int]) -> tuple[tuple[Feature, Feature], tuple[int, int]]:
+        """The two streams of a sum or product, of one shape.
 
         Raises:
             UnsupportedError: one is broadcast.
         """
-        (one, a), (two, b) = self.feature(node, first), self.feature(node, second)
-        if one.shape != two.shape:
-            raise reading.refuse(node, f"shapes {one.shape} and {two.shape}", "it takes two of the same shape")
+        (one, a), (two, b) = (self.holding(node, i, z) for i, z in zip((0, 3), zero_points, strict=True))
+        if one.shape != two.shape or one.order != two.order:
+            what = f"{one.shape} and {two.shape}, which do not arrive in the same order"
+            raise reading.refuse(node, what, "it takes two of the same shape, both flattened or neither")
         return (one, two), (a, b)
 
     def window(self, node: ir.Node, kernel: Sequence[int]) -> Window:
@@ -103,10 +112,8 @@ class Reader:
     def _shape(self, node: ir.Node, value: ir.Value) -> tuple[int, ...]:
         return tuple(int(s or 1) for s in reading.sizes(node, value)[1:])
 
-    def made(
-        self, value: ir.Value, bits: int, height: int, width: int, channels: int, *, partial: bool = False
-    ) -> Feature:
-        """The stream of a new value; ``partial`` where it holds the first channels only."""
+    def made(self, value: ir.Value, bits: int, height: int, width: int, channels: int) -> Feature:
+        """The stream of a new value, or of its first channels."""
         shape = graph.static_shape(value)
         spatial = () if shape is None or len(shape) == 2 else (height, width)[4 - len(shape) :]
         return Feature(str(value.name), (channels, *spatial), height, width, channels, bits)
@@ -166,7 +173,7 @@ class Reader:
             if number is None:
                 raise reading.refuse(clip, "its bounds are not constant", "make them initializers")
             found.append(int(number))
-        return found[0], max(found)
+        return min(found), found[1]
 
     def table_layer(
         self, node: ir.Node, number: int, source: Feature, table: IntArray, name: str, bits: int | None = None

@@ -35,6 +35,12 @@ class Schedule:
     reads: tuple[IntArray, ...]
     writes: tuple[IntArray, ...]
 
+    def repeated(self, samples: int) -> Schedule:
+        """For so many samples, one after the other."""
+        starts = np.arange(samples)[:, None] * self.iterations
+        reads, writes = (tuple((starts + a).reshape(-1) for a in arrays) for arrays in (self.reads, self.writes))
+        return Schedule(self.iterations * samples, reads, writes)
+
 
 def schedule_of(kernel: str, constants: Constants) -> Schedule:
     """The schedule of a kernel with its constants."""

@@ -50,7 +50,10 @@ def command(reference: str, quantized: str, data: DataOptions, labels: str | Non
 
     if (artefact := artefacts.opened(quantized)) is not None:
         _refuse_options(labels=labels is not None, explain=explain)
-        _compare_outputs(files.read(reference), artefact.model, data, artefact)
+        first = files.read(reference)
+        exactness.warn(first, Path(reference).name)
+        outer.check_scales(first)
+        _compare_outputs(first, artefact.model, data, artefact)
         return
     after = files.read(quantized)
     exactness.warn(after, Path(quantized).name)

@@ -98,9 +98,9 @@ def _check_places(model: str, data: str | None, out: Path | None, report: Path |
 
     if out is None:
         raise OptionError("no place for the result", where="compile", hint="give -o OUT")
-    pipeline.parse_backend(to).check_place(out, others=(data,))
     if out.resolve() == Path(model).resolve():
         raise OutputError("is the model itself", where=str(out), hint="give another name")
+    pipeline.parse_backend(to).check_place(out, others=(data, model))
     if report is not None:
         files.check_writable(report, others=(model, data, out))
 

@@ -30,6 +30,8 @@ def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> No
       qcomp run model.int8.onnx --data test.npz -o outputs.npz
       python -c "import numpy; print(dict(numpy.load('outputs.npz')))"
 
+    A folder that --to hls made is compiled and run: that is its code, so take it from those you trust.
+
     DATA has an array for each input, by its name; others are ignored, and for one input any name will do.
 
     With --integer-input the samples are the integers of a quantized model already, and so are its outputs: its first

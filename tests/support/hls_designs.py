@@ -60,7 +60,24 @@ def shortcut(b: small.Builder) -> str:
     return b.op("Add", y, wide, name="y")
 
 
-NETWORKS = {"residual": residual, "separable": separable, "branches": branches, "shortcut": shortcut}
+def shifted(b: small.Builder) -> str:
+    """A long branch of single pixels beside one that moves the image by a row."""
+    x = b.op("Relu", b.conv(b.input("x", ["N", 4, 3, 40]), 4, 4, 1))
+    y = x
+    for _ in range(3):
+        y = b.op("Relu", b.conv(y, 4, 4, 1))
+    ends = [b.constant(np.array(v, "i8")) for v in ([1], [3], [2])]
+    moved = b.op("Pad", b.op("Slice", x, *ends), b.constant(np.array([0, 0, 0, 0, 0, 0, 1, 0], "i8")))
+    return b.op("Add", y, moved, name="y")
+
+
+NETWORKS = {
+    "shifted": shifted,
+    "residual": residual,
+    "separable": separable,
+    "branches": branches,
+    "shortcut": shortcut,
+}
 
 
 @functools.cache
@@ -79,20 +96,23 @@ def design_of(model: ir.Model, board: str = LARGE, interval: int | None = None) 
     return folding.fold(lowering.lower(model), boards.find(board), interval)[0]
 
 
-def walk(design: Design) -> int:
-    """Cycles of one sample, counted one by one: each process does its next iteration when its words are there and there
-    is room for those it makes."""
+def walk(design: Design, samples: int = 1) -> list[int]:
+    """When each sample has passed, counted cycle by cycle.
+
+    Each process does its next iteration when its words are there and the FIFOs have room for those it makes, those on
+    their way through its pipeline included.
+    """
     arrived: dict[str, list[int]] = {s.name: [] for s in design.streams}
     taken = dict.fromkeys(arrived, 0)
     plans = []
     for process in design.processes:
-        schedule = process.schedule
+        schedule = process.schedule.repeated(samples)
         reads = [(s.name, set(r.tolist())) for s, r in zip(process.inputs, schedule.reads, strict=True)]
         writes = [(s.name, set(w.tolist())) for s, w in zip(process.outputs, schedule.writes, strict=True)]
         plans.append([0, schedule.iterations, reads, writes, LATENCY.get(process.kernel, 2)])
-    cycle = idle = 0
-    while plans[-1][0] < plans[-1][1]:
-        before = {name: taken[name] for name in taken}
+    cycle, idle, ends, last = 0, 0, [], plans[-1]
+    while last[0] < last[1]:
+        before = dict(taken)
         moved = False
         for plan in plans:
             step, count, reads, writes, latency = plan
@@ -102,7 +122,7 @@ def walk(design: Design) -> int:
             outputs = [name for name, when in writes if step in when]
             if any(len(arrived[n]) <= taken[n] or arrived[n][taken[n]] > cycle for n in inputs):
                 continue
-            if any(len(arrived[n]) - before[n] >= design.depths[n] + latency for n in outputs):
+            if any(len(arrived[n]) - before[n] >= design.depths[n] for n in outputs):
                 continue
             for name in inputs:
                 taken[name] += 1
@@ -110,6 +130,8 @@ def walk(design: Design) -> int:
                 arrived[name].append(cycle + latency)
             plan[0], moved = step + 1, True
         cycle += 1
+        if last[0] == (len(ends) + 1) * last[1] // samples:
+            ends.append(cycle)
         idle = 0 if moved else idle + 1
         assert idle < 100, "a deadlock"
-    return cycle
+    return ends

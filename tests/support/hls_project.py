@@ -12,6 +12,7 @@ def project(board: str = "pynq-z2", **changes) -> dict:
     source = {"name": "image", "shape": (5, 4, 6), "bits": 8, "lanes": 6, "words": 20, "scale": 0.037, "zero_point": 3}
     sink = {"name": "y", "shape": (10,), "bits": 8, "lanes": 2, "words": 5, "scale": 0.11, "zero_point": 128}
     values = {
+        "ports": "stream",
         "top": "qcomp_top",
         "board": {name: getattr(found, name) for name in names},
         "input": source,

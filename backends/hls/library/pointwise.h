@@ -40,6 +40,7 @@ void add(hls::stream<Word<P::ABITS, P::LANES>>& a, hls::stream<Word<P::BBITS, P:
 template <class P>
 void multiply(hls::stream<Word<P::ABITS, P::LANES>>& a, hls::stream<Word<P::BBITS, P::LANES>>& b,
               hls::stream<Word<P::YBITS, P::LANES>>& out) {
+    static_assert(P::ZA < 1 << P::ABITS && P::ZB < 1 << P::BBITS, "zero points have the bits of their inputs");
     static const int WIDTH = P::ABITS + P::BBITS + 1 + bits_of(P::MULTIPLIER);
     const ap_uint<bits_of(P::MULTIPLIER)> factor = P::MULTIPLIER;
     for (int i = 0; i < P::WORDS; ++i) {

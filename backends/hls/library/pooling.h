@@ -34,6 +34,7 @@ template <class P, int COUNT> using Sum = ap_uint<P::XBITS + bits_of(COUNT)>;
 // clamp(rhe((sum - COUNT * ZX) * MULTIPLIER / 2^SHIFT) + ZERO, LOW, HIGH) of each sum.
 template <class P, int COUNT> Word<P::YBITS, P::LANES> averages(const Sum<P, COUNT> (&sums)[P::LANES]) {
     QCOMP_INLINE
+    static_assert(P::ZX < 1 << P::XBITS, "the zero point has the bits of the input");
     static const int SUM = P::XBITS + bits_of(COUNT) + 1, FACTOR = bits_of(P::MULTIPLIER);
     const ap_uint<FACTOR> factor = P::MULTIPLIER;
     Word<P::YBITS, P::LANES> y;

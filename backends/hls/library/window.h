@@ -9,6 +9,7 @@ namespace qcomp {
 // Sizes that follow from those of a window.
 template <class P> struct WindowSizes {
     static_assert(P::TOP >= 0 && P::LEFT >= 0, "padding is not negative");
+    static_assert(P::PAD < 1 << P::BITS, "padding has the bits of the image");
 
     // Rows that may be kept at once: those of an output row, and those that the next one adds.
     static const int RING = (P::KH - 1) * P::DILATION_H + 1 + P::STRIDE_H;
