@@ -68,7 +68,8 @@ def read(source: str | os.PathLike[str] | onnx.ModelProto | ir.Model) -> ir.Mode
 def _parse(path: Path) -> onnx.ModelProto:
     try:
         if not path.is_file():
-            raise ModelError("no such file", where=str(path), hint="give the path of an .onnx file")
+            what = "is a folder, and none that a backend made" if path.is_dir() else "no such file"
+            raise ModelError(what, where=str(path), hint="give the path of an .onnx file")
         return onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise ModelError(

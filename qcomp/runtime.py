@@ -124,6 +124,8 @@ def run(runner: ort.InferenceSession | Session, names: Sequence[str], feeds: Fee
         return []
     try:
         results: list[Array] = runner.run(list(names), feeds)
+    except QcompError:
+        raise
     except Exception as error:
         what = f"the samples do not run through the model: {first_line(error)}"
         raise DataError(what, hint="see qcomp inspect") from error

@@ -18,8 +18,8 @@ class TestRefuses:
     """Everything that is no model is refused in words."""
 
     def test_missing_and_folder(self, tmp_path):
-        for path in (tmp_path / "missing.onnx", tmp_path):
-            with pytest.raises(ModelError, match="no such file"):
+        for path, what in ((tmp_path / "missing.onnx", "no such file"), (tmp_path, "is a folder")):
+            with pytest.raises(ModelError, match=what):
                 files.load(path)
         with pytest.raises(ModelError, match="cannot be read: File name too long"):
             files.load("m" * 5000)

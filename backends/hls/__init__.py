@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,10 +48,11 @@ class Hls(Backend):
     def emit(self, model: ir.Model, out: Path, feeds: Sequence[Feeds] = ()) -> list[Path]:
         from qcomp.backends.hls import boards, folding, lowering, project
 
-        if self.rate < 0:
+        if not (math.isfinite(self.rate) and self.rate >= 0):
             raise OptionError(f"{self.rate} samples a second", where="rate", hint="give a positive number")
         board = boards.find(self.board)
-        interval = max(int(board.clock_mhz * 1e6 / self.rate), 1) if self.rate > 0 else None
+        cycles = min(board.clock_mhz * 1e6 / self.rate, folding.LONGEST) if self.rate > 0 else 0
+        interval = max(int(cycles), 1) if self.rate > 0 else None
         network = lowering.lower(model)
         design, flow = folding.fold(network, board, interval)
         return project.write(design, flow, board, model, feeds, out, self.ports)

@@ -68,6 +68,11 @@ def find(name: str) -> Board:
     Raises:
         OptionError: if there is none, or its description is not complete.
     """
+    first, separator, _ = name.partition(",")
+    if separator and first in {board.name for board in ALL}:
+        raise OptionError(
+            f"{name!r} is no board", where=WHERE, hint="separate options by blanks: hls{board=... rate=...}"
+        )
     if "=" in name:
         return parse_generic(name)
     for board in ALL:

@@ -5,6 +5,7 @@ This runs the code of the folder, as `make` there would: take projects from thos
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -136,12 +137,17 @@ def build(folder: Path) -> Path:
         if shutil.which(tool) is None:
             what = f"{tool} is missing, which C simulation needs"
             raise QcompError(what, where=str(folder), hint="install it (Debian: apt install g++ make)")
-    _call(["make", "--silent", "-j2"], folder, "the compiler")
+    with (folder / MARK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _call(["make", "--silent", "-j2"], folder, "the compiler")
     return (folder / "build" / "simulate").resolve()
 
 
 def _call(command: list[str], folder: Path, who: str) -> str:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise QcompError(f"{who} cannot be run: {error.strerror or error}", where=str(folder)) from error
     if done.returncode:
         message = (done.stderr or done.stdout)[:LONGEST].strip()
         raise QcompError(f"{who} fails with exit code {done.returncode}: {message}", where=str(folder))

@@ -25,6 +25,7 @@ from qcomp.backends.hls.layers import (
 from qcomp.backends.hls.reading import Reader
 from qcomp.errors import UnsupportedError
 from qcomp.expansion import reading
+from qcomp.expansion.pooling import pool_window
 from qcomp.graph import Array
 from qcomp.quantization.dyadic import Dyadic, shift_half_even
 from qcomp.quantization.qparams import IntArray
@@ -99,7 +100,8 @@ def _conv(reader: Reader, node: ir.Node) -> None:
     bias = reading.bias(node, 8, rows) - zero * matrix.sum(axis=1)
     target, result, bits = _target(reader, node, reading.factor(node, 4, outputs=(1, 6)), reading.zero_point(node, 7))
     made = reader.made(result, bits, height, width, rows)
-    whole = None if window.is_pointwise and not depthwise else window
+    same = (height, width) == (source.height, source.width)
+    whole = None if window.is_pointwise and same and not depthwise else window
     layer = Linear(
         *reader.head(node, "conv", (number,), made), whole, zero, matrix, bias, target, height * width, depthwise
     )
@@ -279,7 +281,11 @@ def _max_pool(reader: Reader, node: ir.Node) -> None:
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         raise reading.refuse(node, "its indices are read", "it gives the values alone")
     height, width = reader.spatial(node, node.outputs[0])
-    window = reader.window(node, graph.attribute(node, "kernel_shape", ()))
+    declared = tuple(s or 0 for s in reading.sizes(node, node.outputs[0])[2:])
+    found = pool_window(node, tuple(reading.sizes(node, node.inputs[0])[2:]))
+    if found is None or found.out_sizes([s or 0 for s in reading.sizes(node, node.inputs[0])[2:]]) != declared:
+        raise reading.refuse(node, "a window that begins in the padding behind the image", "leave out ceil_mode")
+    window = reader.window(node, found.kernel)
     made = reader.made(node.outputs[0], source.bits, height, width, source.channels)
     reader.add(Pool(*reader.head(node, "max_pool", (number,), made), window), node.outputs[0])
 

@@ -30,11 +30,6 @@ from qcomp.runtime import Feeds
 
 MARK = "qcomp-hls.json"
 """What tells a folder of ours from others."""
-OWN = {
-    *("firmware", "simulation", "testbench", "build", "model.onnx", MARK, "Makefile", "README.md"),
-    *("report.json", "report.md", "build_hls.tcl", "block_design.tcl", "pynq_driver.py"),
-}
-"""What a project holds; anything else there is the user's."""
 SAMPLES = 4
 """In the testbench, at least."""
 HERE = Path(__file__).parent
@@ -71,8 +66,8 @@ def write(
         _text(scratch / "report.json", json.dumps(found, indent=2) + "\n")
         _text(scratch / "report.md", render("report.md", **found))
         _scripts(design, board, found, scratch, ports)
-        _text(scratch / MARK, json.dumps(_description(design, model), indent=2) + "\n")
         files.save(model, scratch / "model.onnx")
+        _text(scratch / MARK, json.dumps(_description(design, scratch), indent=2) + "\n")
     return [out]
 
 
@@ -116,14 +111,26 @@ def check(out: Path, others: Sequence[str | os.PathLike[str] | None] = ()) -> No
     """
     if out.exists() and not out.is_dir():
         raise OutputError("is a file", where=str(out), hint="give the name of a folder")
-    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    foreign = sorted(there - OWN) if MARK in there else sorted(there)
+    if out.resolve() == Path.cwd():
+        raise OutputError("is the folder you are in", where=str(out), hint="give the name of a new folder")
+    foreign = _foreign(out) if out.is_dir() else []
     if foreign:
         what = f"is a folder with other files in it, such as {foreign[0]}"
         raise OutputError(what, where=str(out), hint="give the name of a new folder")
     if any(other is not None and Path(other).resolve().is_relative_to(out.resolve()) for other in others):
         raise OutputError("holds what this command reads", where=str(out), hint="give the name of a new folder")
     files.check_writable(out.parent / f".{out.name[:40]}.partial")
+
+
+def _foreign(out: Path) -> list[str]:
+    """The files in a folder that are of no project; what its Makefile makes does not count."""
+    there = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()}
+    try:
+        listed = json.loads((out / MARK).read_text(encoding="utf-8"))["files"]
+        own = {MARK, *map(str, listed)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return sorted(there)
+    return sorted(name for name in there - own if not name.startswith("build/"))
 
 
 def _testbench(design: Design, model: ir.Model, feeds: Sequence[Feeds], scratch: Path, ports: str) -> None:
@@ -164,10 +171,11 @@ def channels_first(array: Array, feature: Feature) -> Array:
     return found.reshape(-1, *feature.shape)
 
 
-def _description(design: Design, model: ir.Model) -> dict[str, Any]:
-    """What is needed to run the design."""
+def _description(design: Design, scratch: Path) -> dict[str, Any]:
+    """What is needed to run the design, and the files of the project."""
     ends = {"input": design.network.source, "output": design.network.result}
-    return {"version": 1} | {name: dataclasses.asdict(feature) for name, feature in ends.items()}
+    listed = sorted(p.relative_to(scratch).as_posix() for p in scratch.rglob("*") if p.is_file())
+    return {name: dataclasses.asdict(feature) for name, feature in ends.items()} | {"files": listed}
 
 
 def _scripts(design: Design, board: Board, found: dict[str, Any], scratch: Path, ports: str) -> None:

@@ -198,7 +198,9 @@ class Reader:
 
 
 def _ends(target: ir.Graph) -> tuple[ir.Node, ir.Node | None]:
-    hint = "a design has one stream in and one out; qcomp inspect shows the graph"
+    hint = (
+        "a design has one stream in and one out, and nothing in it stays in float: leave out --allow-float and --keep"
+    )
     if len(target.inputs) != 1 or len(target.outputs) != 1:
         what = f"{len(target.inputs)} inputs and {len(target.outputs)} outputs"
         raise UnsupportedError(what, where="the model", hint=hint)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from qcomp.commands.options import DataOptions, data_options, image_options, verbose_option
-from qcomp.errors import DataError
+from qcomp.errors import DataError, OutputError
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -46,6 +46,8 @@ def command(model: str, out: Path, integer_input: bool, data: DataOptions) -> No
 
     files.check_writable(out, others=(model, data.data))
     artefact = artefacts.opened(model, integers=integer_input)
+    if artefact is not None and out.resolve().is_relative_to(Path(model).resolve()):
+        raise OutputError("lies in what this command runs", where=str(out), hint="give another place")
     whole = files.read(model) if artefact is None else artefact.model
     if artefact is None:
         exactness.warn(whole, Path(model).name)

@@ -28,7 +28,7 @@ def max_pool(context: Context, node: ir.Node) -> bool:
     """
     source = reading.input_of(node, 0)
     sizes = reading.sizes(node, source)[2:]
-    window = _pool_window(node, sizes)
+    window = pool_window(node, sizes)
     if window is None or any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         return False
     result, emitter, static = node.outputs[0], context.emitter, None not in sizes
@@ -43,7 +43,7 @@ def max_pool(context: Context, node: ir.Node) -> bool:
     return True
 
 
-def _pool_window(node: ir.Node, sizes: tuple[int | None, ...]) -> Window | None:
+def pool_window(node: ir.Node, sizes: tuple[int | None, ...]) -> Window | None:
     """The window with all padding explicit; None where that depends on a dynamic size."""
     kernel = tuple(graph.attribute(node, "kernel_shape", ()))
     static = [s for s in sizes if s is not None]

@@ -17,7 +17,7 @@ from cpp import needs_compiler
 import qcomp
 from qcomp import outer, runtime
 from qcomp.backends.hls import Hls, boards, csim, folding, lowering, project
-from qcomp.errors import ModelError, OutputError, UnsupportedError
+from qcomp.errors import ModelError, OptionError, OutputError, UnsupportedError
 
 pytestmark = needs_compiler
 
@@ -207,7 +207,11 @@ def fixed_batch(b: small.Builder) -> str:
     return b.op("Relu", b.conv(b.input("x", [8, 3, 6, 6]), 3, 4), name="y")
 
 
-@pytest.mark.parametrize("network", [zero_point_outside, table_far_from_zero, fixed_batch])
+def padded_behind(b: small.Builder) -> str:
+    return b.conv(b.input("x", ["N", 3, 6, 6]), 3, 4, 1, pads=[0, 0, 1, 1], name="y")
+
+
+@pytest.mark.parametrize("network", [zero_point_outside, table_far_from_zero, fixed_batch, padded_behind])
 def test_odd_ones(network, tmp_path):
     b = small.Builder(7)
     proto = b.model(network(b))
@@ -237,6 +241,10 @@ def test_what_lies_in_a_project_is_not_lost(tmp_path):
     with pytest.raises(OutputError, match=r"samples\.npz"):
         Hls().emit(model, tmp_path / "design", [data])
     samples.unlink()
+    (tmp_path / "design" / "testbench" / "mine.txt").write_text("vectors")
+    with pytest.raises(OutputError, match=r"testbench/mine\.txt"):
+        Hls().check_place(tmp_path / "design")
+    (tmp_path / "design" / "testbench" / "mine.txt").unlink()
     with pytest.raises(OutputError, match="holds what this command reads"):
         Hls().check_place(tmp_path / "design", [tmp_path / "design" / "model.onnx"])
 
@@ -267,3 +275,33 @@ def test_a_damaged_project_says_so(damage, tmp_path):
     mark.write_text(text.replace(f'"{damage}": ', f'"{damage}": 1') if damage.isalpha() else damage)
     with pytest.raises(ModelError, match="damaged"):
         csim.Simulation(tmp_path / "design")
+
+
+def test_windows_that_begin_behind_the_image_are_refused(tmp_path):
+    """ONNX's shape inference counts them, and ONNX Runtime does not."""
+    b = small.Builder(9)
+    x = b.conv(b.input("x", ["N", 3, 11, 11]), 3, 7, 1)
+    pooled = b.op("MaxPool", x, kernel_shape=[3, 2], strides=[3, 3], pads=[1, 0, 1, 1], ceil_mode=1)
+    proto = b.model(b.op("GlobalAveragePool", pooled, name="y"))
+    data = {"x": np.random.default_rng(0).normal(size=(16, 3, 11, 11)).astype("f4")}
+    with pytest.raises(UnsupportedError, match="begins in the padding"):
+        qcomp.compile(proto, [data], to="hls", out=tmp_path / "design")
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "-3", "1e-320"])
+def test_what_is_no_rate_is_refused(rate, tmp_path):
+    model, data = hls_designs.made("shortcut")
+    if rate == "1e-320":
+        Hls(rate=float(rate)).emit(model, tmp_path / "design", [data])
+        return
+    with pytest.raises(OptionError, match="samples a second"):
+        Hls(rate=float(rate)).emit(model, tmp_path / "design", [data])
+
+
+def test_errors_of_the_compiler_are_shown(tmp_path):
+    model, data = hls_designs.made("shortcut")
+    Hls().emit(model, tmp_path / "design", [data])
+    (tmp_path / "design" / "firmware" / "top.cpp").write_text("int x = y;")
+    simulation = csim.Simulation(tmp_path / "design")
+    with pytest.raises(qcomp.QcompError, match="the compiler fails"):
+        runtime.run_batches(simulation, [data])
