@@ -95,8 +95,8 @@ def _check_two_quantized(reference: str, other: ir.Model, *, labels: bool, expla
 def _refuse_options(*, labels: bool, explain: bool) -> None:
     if labels or explain:
         option = "--labels" if labels else "--explain"
-        what, hint = "needs a float model and a quantized ONNX file", "give those, or leave it out"
-        raise OptionError(what, where=option, hint=hint)
+        hint = "give that first and a quantized ONNX file behind it, or leave it out"
+        raise OptionError("needs the float model", where=option, hint=hint)
 
 
 def _compare_outputs(first: ir.Model, second: ir.Model, data: DataOptions, runner: Runner | None = None) -> None:
