@@ -14,6 +14,8 @@ import onnx_ir as ir
 from qcomp import graph, shapes
 from qcomp.errors import ModelError
 from qcomp.graph import Array, Names
+from qcomp.quantization import qtype
+from qcomp.quantization.qparams import QParams
 
 _FLOATS_HINT = "run it on floats, without --integer-input"
 
@@ -34,15 +36,15 @@ class Grid:
 
     def integers(self, real: Array) -> Array:
         """As QuantizeLinear makes them of float32."""
-        limits = np.iinfo(self.dtype)
-        steps = np.rint(np.asarray(real, np.float32) / self.scale) + np.float32(self.zero_point)
-        found: Array = np.clip(steps, limits.min, limits.max).astype(self.dtype)
-        return found
+        return self._params.quantize(np.asarray(real))
 
     def real(self, integers: Array) -> Array:
         """As DequantizeLinear makes them, float32."""
-        found: Array = (integers.astype(np.int32) - self.zero_point).astype(np.float32) * self.scale
-        return found
+        return self._params.dequantize(integers)
+
+    @property
+    def _params(self) -> QParams:
+        return QParams(qtype.parse(self.dtype, ""), np.asarray(self.scale), np.asarray(self.zero_point, self.dtype))
 
 
 def check_scales(model: ir.Model) -> None:

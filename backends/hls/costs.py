@@ -127,11 +127,10 @@ def _window(c: Mapping[str, int]) -> Resources:
     return Resources(lut=WINDOW) + memory(c["LANES"] * c["BITS"], rows * c["W"] * c["GROUPS"])
 
 
-def _rescaling(c: Mapping[str, int]) -> Resources:
-    names = ("MA", "MB", "MULTIPLIER")
-    widths = [c[name].bit_length() + 1 for name in names if name in c]
-    bits = max(c.get(name, 1) for name in ("ABITS", "BBITS", "XBITS")) + 1
-    if "MULTIPLIER" in c and "ABITS" in c:
+def _of_two(c: Mapping[str, int]) -> Resources:
+    bits = max(c["ABITS"], c["BBITS"]) + 1
+    widths = [c[name].bit_length() + 1 for name in ("MA", "MB", "MULTIPLIER") if name in c]
+    if "MULTIPLIER" in c:
         widths, bits = [*widths, bits], 2 * bits
     dsp = c["LANES"] * sum(products(bits, width) for width in widths)
     return Resources(dsp, 0, SMALL + c["LANES"] * 4 * (bits + max(widths)))
@@ -162,8 +161,8 @@ KERNELS: dict[str, Callable[[Mapping[str, int]], Resources]] = {
     "depthwise": _depthwise,
     "requantize_sums": _requantize_sums,
     "window": _window,
-    "add": _rescaling,
-    "multiply": _rescaling,
+    "add": _of_two,
+    "multiply": _of_two,
     "global_average": _global_average,
     "lookup": _lookup,
     "softmax": _softmax,

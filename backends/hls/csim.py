@@ -27,7 +27,8 @@ from qcomp.backends.hls.project import MARK, channels_first, channels_last
 from qcomp.errors import ModelError, QcompError
 from qcomp.graph import Array
 
-_FIFO = re.compile(r"\S+ \d{1,9} \d{1,9} \d{1,18}")
+_FIFO = re.compile(r"(\S+) (\d{1,9}) (\d{1,9}) \d{1,18}")
+"""A line of the simulation's report: name, depth, high-water mark, words."""
 LONGEST = 2000
 """Characters of a compiler's message."""
 
@@ -96,19 +97,14 @@ class Simulation:
     def integers(self, numbers: Array) -> Array:
         """Integers in, integers out, both in the order of the ONNX values."""
         program = build(self._folder)
-        dtype = np.uint8 if self._result.bits <= 8 else np.uint16
         with tempfile.TemporaryDirectory(prefix="qcomp-") as scratch:
             given, taken = Path(scratch) / "in.bin", Path(scratch) / "out.bin"
             given.write_bytes(channels_last(numbers, self._source).tobytes())
             done = _call([str(program), str(given), "-", str(taken)], self._folder, "the C simulation")
-            raw = np.frombuffer(taken.read_bytes(), dtype)
-        self.fifos = [_fifo(line) for line in done.splitlines() if _FIFO.fullmatch(line)]
+            raw = np.frombuffer(taken.read_bytes(), self._result.dtype)
+        lines = filter(None, map(_FIFO.fullmatch, done.splitlines()))
+        self.fifos = [Fifo(line[1], int(line[2]), int(line[3])) for line in lines]
         return channels_first(raw, self._result)
-
-
-def _fifo(line: str) -> Fifo:
-    name, depth, high_water, _ = line.split()
-    return Fifo(name, int(depth), int(high_water))
 
 
 def _feature(values: dict[str, Any], value: ir.Value) -> Feature:

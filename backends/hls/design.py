@@ -10,7 +10,6 @@ from qcomp.backends.hls.kernels import emit_layer
 from qcomp.backends.hls.layers import Feature
 from qcomp.backends.hls.lowering import Network
 from qcomp.backends.hls.processes import Builder, Fold, Process, Stream
-from qcomp.backends.hls.schedules import iterations_of
 
 WIDEST_PORT = 64
 """Bits of the streams at the ends, at most."""
@@ -39,12 +38,12 @@ class Design:
     @cached_property
     def interval(self) -> int:
         """Cycles from one sample to the next: iterations of the slowest process."""
-        return max(iterations_of(p.kernel, p.constants) for p in self.processes)
+        return max(p.iterations for p in self.processes)
 
     @property
     def bottleneck(self) -> Process:
         """The slowest process."""
-        return max(self.processes, key=lambda p: iterations_of(p.kernel, p.constants))
+        return max(self.processes, key=lambda p: p.iterations)
 
 
 def assemble(network: Network, folds: Sequence[Fold]) -> Design:
@@ -78,7 +77,7 @@ def _readers(network: Network) -> dict[int, list[int]]:
 
 def _port(feature: Feature, wanted: int) -> tuple[int, int]:
     """Lanes and words at an end, whose port has 8, 16, 32 or 64 bits: the lanes wanted there or more, if possible."""
-    most = WIDEST_PORT // (8 if feature.bits <= 8 else 16)
+    most = WIDEST_PORT // (8 * feature.dtype.itemsize)
     possible = [d for d in (1, 2, 4, 8) if d <= most and feature.size % d == 0]
     lanes = next((d for d in possible if d >= wanted), possible[-1])
     return lanes, feature.size // lanes

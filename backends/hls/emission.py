@@ -17,8 +17,8 @@ from qcomp.installed import version
 TOP = "qcomp_top"
 PER_LINE = 8
 """Numbers in a line of constants."""
-ENDS = ("source", "sink")
-OF_ENDS = {"source": "read_input", "sink": "write_output"}
+ENDS = {"source": "read_input", "sink": "write_output"}
+"""The kernels of the ports."""
 NOT_MEMBERS = ("fork", "convert")
 """Kernels whose constants are template arguments."""
 
@@ -38,7 +38,7 @@ def texts(design: Design, ports: str) -> Iterator[tuple[str, str]]:
     processes = [_process(p, ports) for p in design.processes]
     common = {"version": version(), "top": TOP, "processes": processes, "ports": ports}
     yield "layers.h", render("layers.h", **common)
-    yield "layers.cpp", render("layers.cpp", **common, weights=weights, layers=_by_layer(design))
+    yield "layers.cpp", render("layers.cpp", **common, weights=weights, layers=_by_layer(design, processes))
     streams = [_stream(s, design.depths[s.name]) for s in design.streams]
     ends = {"source": end(design, first=True), "result": end(design, first=False)}
     yield "top.h", render("top.h", **common, **ends)
@@ -50,7 +50,7 @@ def end(design: Design, *, first: bool) -> dict[str, Any]:
     process = design.processes[0 if first else -1]
     stream = (process.outputs if first else process.inputs)[0]
     feature = design.network.source if first else design.network.result
-    width = 1 if stream.bits <= 8 else 2
+    width = feature.dtype.itemsize
     return {
         "title": _shape(feature),
         "name": feature.name,
@@ -69,19 +69,16 @@ def _shape(feature: Feature) -> str:
     return f"{sanitized(feature.name)}, {sizes} of {feature.bits} bits, channels last"
 
 
-def _by_layer(design: Design) -> Iterator[dict[str, Any]]:
+def _by_layer(design: Design, texts: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """The processes of each layer under its name and shapes, in order."""
     for number in range(-1, len(design.network.layers)):
-        own = [_process(p) for p in design.processes if p.layer == number]
-        if own and number < 0:
-            yield {
-                "title": "The ports, and copies of the input",
-                "shapes": _shape(design.network.source),
-                "processes": own,
-            }
-        elif own:
+        own = [text for process, text in zip(design.processes, texts, strict=True) if process.layer == number]
+        if number < 0:
+            title, shapes = "The ports, and copies of the input", _shape(design.network.source)
+        else:
             layer = design.network.layers[number]
-            yield {"title": layer.title, "shapes": _shapes(layer), "processes": own}
+            title, shapes = layer.title, _shapes(layer)
+        yield {"title": title, "shapes": shapes, "processes": own}
 
 
 def _shapes(layer: Layer) -> str:
@@ -97,7 +94,7 @@ def _stream(stream: Stream, depth: int) -> dict[str, Any]:
     return {"name": stream.name, "type": word(stream), "depth": depth}
 
 
-def _process(process: Process, ports: str = "stream") -> dict[str, Any]:
+def _process(process: Process, ports: str) -> dict[str, Any]:
     """How a process appears: its function, the call of its kernel, its arguments in the top."""
     first, last = ("input", "output") if ports == "stream" else ("from_memory", "to_memory")
     names = _parameters(process)
@@ -112,7 +109,7 @@ def _process(process: Process, ports: str = "stream") -> dict[str, Any]:
     return {
         "name": process.name,
         "signature": f"void {process.name}({parameters})",
-        "call": f"qcomp::{OF_ENDS.get(process.kernel, process.kernel)}<{_template(process)}>({arguments})",
+        "call": f"qcomp::{ENDS.get(process.kernel, process.kernel)}<{_template(process)}>({arguments})",
         "arguments": ", ".join(streams),
         "constants": [] if process.kernel in NOT_MEMBERS else list(_members(process).items()),
     }
@@ -145,23 +142,24 @@ def _template(process: Process) -> str:
 
 def _weights(design: Design, process: Process) -> str:
     layer = design.network.layers[process.layer]
-    roms = [
-        {
-            "kind": rom.kind,
-            "bits": rom.bits,
-            "name": f"{process.name}_{rom.name}",
-            "dimensions": "".join(f"[{n}]" for n in rom.entries.shape),
-            "text": numbers(rom),
-        }
-        for rom in process.roms
-    ]
-    title = layer.title
-    return render("weights.h", version=version(), title=title, guard=f"WEIGHTS_{process.name.upper()}", roms=roms)
+    roms = [_rom(process, rom) for rom in process.roms]
+    guard = f"WEIGHTS_{process.name.upper()}"
+    return render("weights.h", version=version(), title=layer.title, guard=guard, roms=roms)
 
 
-def numbers(rom: Rom) -> str:
-    """The initializer of a ROM: hexadecimal where it is packed, decimal elsewhere."""
+def _rom(process: Process, rom: Rom) -> dict[str, Any]:
     entries = rom.entries
+    return {
+        "kind": rom.kind,
+        "bits": rom.bits,
+        "name": f"{process.name}_{rom.name}",
+        "dimensions": "".join(f"[{n}]" for n in entries.shape),
+        "text": numbers(rom, entries),
+    }
+
+
+def numbers(rom: Rom, entries: NDArray[Any]) -> str:
+    """The initializer of a ROM's entries: hexadecimal where it is packed, decimal elsewhere."""
     if rom.packed:
         digits = -(-rom.bits // 4)
         flat = [f"0x{value:0{digits}x}ULL" for value in entries.reshape(-1).tolist()]

@@ -80,9 +80,13 @@ def _check_length(design: Design) -> None:
         raise UnsupportedError(what, where="hls", hint="take a larger board, a higher rate, or smaller inputs")
 
 
+def _slowest(choices: Choices) -> int:
+    return max(option.cycles for options in choices for option in options)
+
+
 def _fastest(network: Network, choices: Choices, board: Board) -> int:
     """The interval to ask for whose design fits and is the fastest, ports and converters included."""
-    slowest = max(max(o.cycles for o in options) for options in choices)
+    slowest = _slowest(choices)
     design = _checked(_at(network, choices, slowest, board), board)
     low, high, found = 1.0, float(slowest), {slowest: design.interval}
     while high / low > CLOSE:
@@ -101,7 +105,7 @@ def _fastest(network: Network, choices: Choices, board: Board) -> int:
 
 def _with_fifos(network: Network, choices: Choices, interval: int, board: Board) -> tuple[Design, Flow]:
     """From this interval on, the first at which the FIFOs fit too."""
-    slowest = max(max(o.cycles for o in options) for options in choices)
+    slowest = _slowest(choices)
     while True:
         design = _at(network, choices, interval, board)
         _check_length(design)
@@ -125,7 +129,7 @@ def _at(network: Network, choices: Choices, interval: int, board: Board) -> Desi
         if short > 0 and at_once:
             folds[number] = replace(folds[number], in_luts=True)
             short -= at_once
-    return design if short <= 0 and not any(f.in_luts for f in folds) else assemble(network, folds)
+    return assemble(network, folds) if any(f.in_luts for f in folds) else design
 
 
 def _products(layer: Layer, fold: Fold) -> int:

@@ -18,11 +18,7 @@ def emit_layer(builder: Builder, number: int, layer: Layer, fold: Fold, inputs: 
     Args:
         inputs: of the sources, in whatever lanes.
     """
-    lanes = [fold.simd] * len(inputs)
-    ready = tuple(
-        builder.converted(s, lane, number, f"{layer.name}_input{i}")
-        for i, (s, lane) in enumerate(zip(inputs, lanes, strict=True))
-    )
+    ready = tuple(builder.converted(s, fold.simd, number, f"{layer.name}_input{i}") for i, s in enumerate(inputs))
     return EMIT[type(layer)](builder, number, layer, fold, ready)
 
 
@@ -116,41 +112,40 @@ def packed(name: str, weights: IntArray, bits: int) -> Rom:
 
 
 def _add(builder: Builder, number: int, layer: kinds.Add, fold: Fold, inputs: tuple[Stream, ...]) -> Stream:
-    one, two = inputs
-    constants = _sides(one, two, layer.zero_points) | _requantization(layer.target, layer.result.bits)
-    constants |= {"MA": layer.multipliers[0], "MB": layer.multipliers[1]}
-    made = builder.stream(layer.result.bits, one.lanes, one.words)
-    builder.add(number, layer.name, "add", constants, inputs, (made,))
-    return made
+    return _of_two(builder, number, layer, inputs, "add", {"MA": layer.multipliers[0], "MB": layer.multipliers[1]})
 
 
 def _multiply(builder: Builder, number: int, layer: kinds.Multiply, fold: Fold, inputs: tuple[Stream, ...]) -> Stream:
+    return _of_two(builder, number, layer, inputs, "multiply", {"MULTIPLIER": int(layer.target.multiplier)})
+
+
+def _of_two(
+    builder: Builder,
+    number: int,
+    layer: kinds.Add | kinds.Multiply,
+    inputs: tuple[Stream, ...],
+    kernel: str,
+    factors: dict[str, int],
+) -> Stream:
+    """A sum or product of two streams, word by word."""
     one, two = inputs
-    constants = _sides(one, two, layer.zero_points) | _requantization(layer.target, layer.result.bits)
-    constants |= {"MULTIPLIER": int(layer.target.multiplier)}
+    constants = {"WORDS": one.words, "LANES": one.lanes, "ABITS": one.bits, "BBITS": two.bits}
+    constants |= {"ZA": layer.zero_points[0], "ZB": layer.zero_points[1]}
+    constants |= _requantization(layer.target, layer.result.bits) | factors
     made = builder.stream(layer.result.bits, one.lanes, one.words)
-    builder.add(number, layer.name, "multiply", constants, inputs, (made,))
+    builder.add(number, layer.name, kernel, constants, inputs, (made,))
     return made
 
 
-def _sides(one: Stream, two: Stream, zero_points: tuple[int, int]) -> dict[str, int]:
-    return {
-        "WORDS": one.words,
-        "LANES": one.lanes,
-        "ABITS": one.bits,
-        "BBITS": two.bits,
-        "ZA": zero_points[0],
-        "ZB": zero_points[1],
-    }
-
-
 def _lookup(builder: Builder, number: int, layer: kinds.Lookup, fold: Fold, inputs: tuple[Stream, ...]) -> Stream:
-    source = inputs[0]
-    bits = layer.result.bits
-    constants = {"WORDS": source.words, "LANES": source.lanes, "XBITS": source.bits, "YBITS": bits}
+    return _table(builder, number, layer.name, inputs[0], layer.table, layer.result.bits)
+
+
+def _table(builder: Builder, number: int, name: str, source: Stream, table: IntArray, bits: int) -> Stream:
+    """A function of each integer."""
     made = builder.stream(bits, source.lanes, source.words)
-    table = Rom("table", "rom_word", bits, layer.table)
-    builder.add(number, layer.name, "lookup", constants, inputs, (made,), (table,))
+    constants = {"WORDS": source.words, "LANES": source.lanes, "XBITS": source.bits, "YBITS": bits}
+    builder.add(number, name, "lookup", constants, (source,), (made,), (Rom("table", "rom_word", bits, table),))
     return made
 
 
@@ -167,11 +162,7 @@ def _widened(builder: Builder, source: Stream, bits: int, number: int, name: str
     """The same integers in more bits."""
     if source.bits == bits:
         return source
-    made = builder.stream(bits, source.lanes, source.words)
-    constants = {"WORDS": source.words, "LANES": source.lanes, "XBITS": source.bits, "YBITS": bits}
-    table = Rom("table", "rom_word", bits, np.arange(1 << source.bits))
-    builder.add(number, f"{name}_widen", "lookup", constants, (source,), (made,), (table,))
-    return made
+    return _table(builder, number, f"{name}_widen", source, np.arange(1 << source.bits), bits)
 
 
 def _max_pool(builder: Builder, number: int, layer: kinds.Pool, fold: Fold, inputs: tuple[Stream, ...]) -> Stream:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,11 @@ class Feature:
     def pixels(self) -> int:
         """Positions."""
         return self.height * self.width
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of each integer in files and on ports."""
+        return np.dtype(np.uint8 if self.bits <= 8 else np.uint16)
 
     @property
     def size(self) -> int:

@@ -22,15 +22,16 @@ from qcomp.backends.hls.layers import (
     Pool,
     Target,
 )
-from qcomp.backends.hls.reading import Reader
+from qcomp.backends.hls.reader import Reader
 from qcomp.errors import UnsupportedError
 from qcomp.expansion import reading
 from qcomp.expansion.pooling import pool_window
+from qcomp.expansion.window import Window as OnnxWindow
 from qcomp.graph import Array
+from qcomp.integer.requantize import LARGEST
 from qcomp.quantization.dyadic import Dyadic, shift_half_even
 from qcomp.quantization.qparams import IntArray
 
-LARGEST = 255
 MOST_WEIGHTS = 1 << 26
 """Of one layer: no chip holds more."""
 
@@ -93,7 +94,7 @@ def _conv(reader: Reader, node: ir.Node) -> None:
     source, number = reader.holding(node, 0, zero)
     if weight.ndim not in (3, 4):
         raise reading.refuse(node, "a convolution over three spatial axes", "it takes one or two")
-    window = reader.window(node, weight.shape[2:])
+    window = reader.window(node, OnnxWindow.of(node, weight.shape[2:]))
     rows, height, width = weight.shape[0], *reader.spatial(node, node.outputs[0])
     depthwise = group == rows == source.channels and weight.shape[1] == 1 and group > 1
     matrix = _channels_last(node, weight, group, source.channels, depthwise=depthwise)
@@ -281,11 +282,11 @@ def _max_pool(reader: Reader, node: ir.Node) -> None:
     if any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
         raise reading.refuse(node, "its indices are read", "it gives the values alone")
     height, width = reader.spatial(node, node.outputs[0])
-    declared = tuple(s or 0 for s in reading.sizes(node, node.outputs[0])[2:])
-    found = pool_window(node, tuple(reading.sizes(node, node.inputs[0])[2:]))
-    if found is None or found.out_sizes([s or 0 for s in reading.sizes(node, node.inputs[0])[2:]]) != declared:
+    sizes, declared = ([s or 0 for s in reading.sizes(node, v)[2:]] for v in (node.inputs[0], node.outputs[0]))
+    found = pool_window(node, tuple(sizes))
+    if found is None or found.out_sizes(sizes) != tuple(declared):
         raise reading.refuse(node, "a window that begins in the padding behind the image", "leave out ceil_mode")
-    window = reader.window(node, found.kernel)
+    window = reader.window(node, found)
     made = reader.made(node.outputs[0], source.bits, height, width, source.channels)
     reader.add(Pool(*reader.head(node, "max_pool", (number,), made), window), node.outputs[0])
 

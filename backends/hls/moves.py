@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcomp import graph
 from qcomp.backends.hls.layers import ArgMax, Feature, Pad, Slice, Softmax
-from qcomp.backends.hls.reading import Reader
+from qcomp.backends.hls.reader import Reader
 from qcomp.expansion import reading
 
 
@@ -17,9 +17,9 @@ def slices(reader: Reader, node: ir.Node) -> None:
     """Slice of rows, columns and channels."""
     source, number = reader.feature(node, 0)
     sizes = (1, *source.shape)
-    starts, ends = reader.attribute_or_input(node, 1), reader.attribute_or_input(node, 2)
-    axes = reader.attribute_or_input(node, 3) or list(range(len(starts)))
-    steps = reader.attribute_or_input(node, 4) or [1] * len(starts)
+    starts, ends = reader.numbers(node, 1), reader.numbers(node, 2)
+    axes = reader.numbers(node, 3) or list(range(len(starts)))
+    steps = reader.numbers(node, 4) or [1] * len(starts)
     ranges = [range(s) for s in sizes]
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if axis % len(sizes) == 0 or step < 1 or (len(source.shape) == 1 and source.pixels > 1):
@@ -37,9 +37,9 @@ def slices(reader: Reader, node: ir.Node) -> None:
 def pad(reader: Reader, node: ir.Node) -> None:
     """Pad by a constant."""
     source, number = reader.feature(node, 0)
-    amounts = reader.attribute_or_input(node, 1)
+    amounts = reader.numbers(node, 1)
     rank = len(source.shape) + 1
-    axes = [a % rank for a in reader.attribute_or_input(node, 3) or range(rank)]
+    axes = [a % rank for a in reader.numbers(node, 3) or range(rank)]
     if graph.attribute(node, "mode", "constant") != "constant" or min(amounts) < 0:
         raise reading.refuse(node, "its mode is not constant, or it crops", "keep it on the processor")
     begin, end = (dict(zip(axes, half, strict=True)) for half in np.reshape(amounts, (2, -1)).tolist())

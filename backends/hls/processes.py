@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcomp.backends.hls.schedules import Schedule, schedule_of
+from qcomp.backends.hls.schedules import Schedule, iterations_of, schedule_of
 from qcomp.quantization.qparams import IntArray
 
 WIDEST = 64
@@ -89,6 +89,11 @@ class Process:
     inputs: tuple[Stream, ...]
     outputs: tuple[Stream, ...]
     roms: tuple[Rom, ...] = ()
+
+    @property
+    def iterations(self) -> int:
+        """Cycles for one sample, once it runs."""
+        return iterations_of(self.kernel, self.constants)
 
     @property
     def schedule(self) -> Schedule:

@@ -57,7 +57,7 @@ def write(
     """
     with _replacing(out) as scratch:
         for folder, kind in (("firmware", "library"), ("simulation", "simulation")):
-            shutil.copytree(HERE / kind, scratch / folder, ignore=shutil.ignore_patterns("*.txt"))
+            shutil.copytree(HERE / kind, scratch / folder)
         (scratch / "firmware" / "weights").mkdir()
         for path, text in emission.texts(design, ports):
             _text(scratch / "firmware" / path, text)
@@ -160,8 +160,7 @@ def _integers(model: ir.Model, source: Feature, feeds: Sequence[Feeds], count: i
 
 def channels_last(array: Array, feature: Feature) -> Array:
     """Integers of the ONNX value in the order in which they are streamed, ``(N, pixels, C)``, uint8 or uint16."""
-    dtype = np.uint8 if feature.bits <= 8 else np.uint16
-    found: Array = array.reshape(len(array), feature.channels, feature.pixels).transpose(0, 2, 1).astype(dtype)
+    found: Array = array.reshape(len(array), feature.channels, feature.pixels).transpose(0, 2, 1).astype(feature.dtype)
     return np.ascontiguousarray(found)
 
 

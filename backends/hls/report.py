@@ -10,8 +10,6 @@ from qcomp.backends.hls.boards import Board
 from qcomp.backends.hls.design import Design
 from qcomp.backends.hls.flow import Flow
 from qcomp.backends.hls.layers import Linear
-from qcomp.backends.hls.processes import Process
-from qcomp.backends.hls.schedules import iterations_of
 
 PROVEN = (
     "bounds of every accumulator, from the weights",
@@ -54,7 +52,7 @@ def _layer(design: Design, flow: Flow, number: int) -> dict[str, Any]:
         "pe": design.folds[number].pe,
         "products": ("LUT" if design.folds[number].in_luts else "DSP") if linear else None,
         "macs": layer.macs,
-        "cycles": max(_cycles(p) for p in own),
+        "cycles": max(p.iterations for p in own),
         "first_output_cycle": max(flow.first.get(p.name, 0) for p in own),
         "activation_bits": [f.bits for f in layer.features],
         **dataclasses.asdict(used),
@@ -63,10 +61,6 @@ def _layer(design: Design, flow: Flow, number: int) -> dict[str, Any]:
         found |= {"weight_bits": layer.weight_bits, "accumulator_bits": layer.accumulator_bits}
         found["accumulator"] = arithmetic(layer)
     return found
-
-
-def _cycles(process: Process) -> int:
-    return iterations_of(process.kernel, process.constants)
 
 
 def arithmetic(layer: Linear) -> str:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from qcomp import graph
 from qcomp.errors import UnsupportedError
 from qcomp.graph import Array
+from qcomp.integer.requantize import LARGEST
 from qcomp.quantization.dyadic import Dyadic
 from qcomp.quantization.qparams import IntArray
 
@@ -83,6 +84,27 @@ def bias(node: ir.Node, index: int, channels: int) -> IntArray:
     if index >= len(node.inputs) or node.inputs[index] is None:
         return np.zeros(channels, np.int64)
     return np.broadcast_to(array(node, index, "bias").astype(np.int64).reshape(-1), (channels,))
+
+
+def clip_behind(result: ir.Value) -> tuple[ir.Node, int, int] | None:
+    """The integer Clip that alone reads a value, with its constant bounds; None where there is none."""
+    clip = graph.only_user(result)
+    if clip is None or not graph.is_op(clip, "Clip") or clip.inputs[0] is not result:
+        return None
+    low, high = bounds(clip)
+    return None if low is None or high is None or low > high else (clip, low, high)
+
+
+def bounds(clip: ir.Node) -> tuple[int | None, int | None]:
+    """The bounds of a Clip of uint8, None where not constant."""
+    return _bound(clip, 1, 0), _bound(clip, 2, LARGEST)
+
+
+def _bound(clip: ir.Node, index: int, default: int) -> int | None:
+    if index >= len(clip.inputs) or clip.inputs[index] is None:
+        return default
+    found = graph.scalar(clip.inputs[index])
+    return None if found is None else int(found)
 
 
 def sizes(node: ir.Node, value: ir.Value | None) -> tuple[int | None, ...]:

@@ -8,9 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from qcomp import graph
+from qcomp.expansion import reading
 from qcomp.expansion.emitter import Emitter
 from qcomp.expansion.forms import Forms
 from qcomp.expansion.requantize import Arrange
+from qcomp.integer.requantize import LARGEST
 from qcomp.operators import NOTED_MACS
 from qcomp.quantization.qparams import IntArray
 
@@ -56,22 +58,13 @@ class Context:
     def absorb_clip(self, node: ir.Node) -> tuple[ir.Value, int, int]:
         """The result of a node, and its bounds: where an integer Clip alone reads it, the Clip's, which goes."""
         result = node.outputs[0]
-        clip = graph.only_user(result)
-        if clip is None or not graph.is_op(clip, "Clip") or clip.inputs[0] is not result:
-            return result, 0, 255
-        bounds = [_bound(clip, i, default) for i, default in ((1, 0), (2, 255))]
-        if bounds[0] is None or bounds[1] is None or bounds[0] > bounds[1]:
-            return result, 0, 255
+        found = reading.clip_behind(result)
+        if found is None:
+            return result, 0, LARGEST
+        clip, low, high = found
         self.gone.append(clip)
         self.merged.add(clip)
-        return clip.outputs[0], bounds[0], bounds[1]
-
-
-def _bound(clip: ir.Node, index: int, default: int) -> int | None:
-    if index >= len(clip.inputs) or clip.inputs[index] is None:
-        return default
-    found = graph.scalar(clip.inputs[index])
-    return None if found is None else int(found)
+        return clip.outputs[0], low, high
 
 
 def repeats(rows: int, channels: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from qcomp.backends.hls.layers import Feature, Layer, Lookup, Window
 from qcomp.errors import UnsupportedError
 from qcomp.expansion import reading
 from qcomp.expansion.window import Window as OnnxWindow
+from qcomp.integer.requantize import LARGEST
 from qcomp.quantization.qparams import IntArray
-
-LARGEST = 255
 
 
 class Reader:
@@ -80,10 +80,9 @@ class Reader:
             raise reading.refuse(node, what, "it takes two of the same shape, both flattened or neither")
         return (one, two), (a, b)
 
-    def window(self, node: ir.Node, kernel: Sequence[int]) -> Window:
-        """The window of a convolution or pool over one or two axes."""
-        found = OnnxWindow.of(node, kernel)
-        if len(kernel) > 2:
+    def window(self, node: ir.Node, found: OnnxWindow) -> Window:
+        """A window over one or two axes, over two."""
+        if len(found.kernel) > 2:
             raise reading.refuse(node, "three spatial axes", "it takes one or two")
 
         def two(values: Sequence[int], filling: int) -> tuple[int, int]:
@@ -120,7 +119,7 @@ class Reader:
 
     def like(self, value: ir.Value, source: Feature, bits: int) -> Feature:
         """A stream of the same shape."""
-        return Feature(str(value.name), source.shape, source.height, source.width, source.channels, bits)
+        return replace(source, name=str(value.name), bits=bits)
 
     def head(
         self, node: ir.Node, kind: str, sources: tuple[int, ...], made: Feature
@@ -144,43 +143,32 @@ class Reader:
 
     def alias(self, node: ir.Node, source: Feature, number: int, shape: tuple[int, ...] | None = None) -> None:
         """A node that leaves its stream as it is, whatever its shape is called."""
-        renamed = Feature(
-            str(node.outputs[0].name),
-            source.shape if shape is None else shape,
-            source.height,
-            source.width,
-            source.channels,
-            source.bits,
-        )
-        self.define(node.outputs[0], number, renamed)
+        shape = source.shape if shape is None else shape
+        self.define(node.outputs[0], number, replace(source, name=str(node.outputs[0].name), shape=shape))
 
     def absorb_clip(self, node: ir.Node) -> tuple[ir.Value, int, int]:
         """The value that a node gives, behind a Clip that alone reads it, and its bounds."""
         result = node.outputs[0]
-        clip = graph.only_user(result)
-        if clip is None or not graph.is_op(clip, "Clip") or clip.inputs[0] is not result or result.is_graph_output():
+        found = reading.clip_behind(result)
+        if found is None:
             return result, 0, LARGEST
-        low, high = self.bounds(clip)
+        clip, low, high = found
         self.merged.add(clip)
         return clip.outputs[0], max(low, 0), min(high, LARGEST)
 
     def bounds(self, clip: ir.Node) -> tuple[int, int]:
-        """The constant bounds of a Clip."""
-        found = []
-        for index, default in ((1, 0), (2, LARGEST)):
-            value = clip.inputs[index] if index < len(clip.inputs) else None
-            number = default if value is None else graph.scalar(value)
-            if number is None:
-                raise reading.refuse(clip, "its bounds are not constant", "make them initializers")
-            found.append(int(number))
-        return min(found), found[1]
+        """The constant bounds of a Clip; the upper one where they are crossed."""
+        low, high = reading.bounds(clip)
+        if low is None or high is None:
+            raise reading.refuse(clip, "its bounds are not constant", "make them initializers")
+        return min(low, high), high
 
     def table_layer(
         self, node: ir.Node, number: int, source: Feature, table: IntArray, name: str, bits: int | None = None
     ) -> tuple[int, Feature]:
         """Append a table; its number and its stream."""
         wide = bits or max(int(table.max(initial=1)).bit_length(), 1)
-        made = Feature(name, source.shape, source.height, source.width, source.channels, wide)
+        made = replace(source, name=name, bits=wide)
         layer = Lookup(*self.head(node, "table", (number,), made), np.asarray(table, np.int64))
         return self.append(layer), made
 
@@ -190,7 +178,7 @@ class Reader:
         """A table that gives a value."""
         self.define(value, *self.table_layer(node, number, source, table, str(value.name), bits))
 
-    def attribute_or_input(self, node: ir.Node, index: int) -> Any:
+    def numbers(self, node: ir.Node, index: int) -> Any:
         """A constant input as a list of integers; None where it is left out."""
         if index >= len(node.inputs) or node.inputs[index] is None:
             return None
