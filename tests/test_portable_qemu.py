@@ -5,7 +5,6 @@ Slow: needs ``qemu-x86_64`` (Debian's qemu-user) on an x86-64 machine with 8-bit
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import integer_forms as forms
@@ -13,13 +12,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from avx2 import differences, emulated, why_not
 from onnx import helper
 from protos import const, info, model_of, node
 
 from qcomp import exactness
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from avx2 import differences, emulated, why_not
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(why_not() is not None, reason=str(why_not()))]
 

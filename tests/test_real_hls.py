@@ -5,22 +5,12 @@ Slow: needs the folder of models and labelled data that benchmarks/README.md des
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
+import hls
 import pytest
 from cpp import needs_compiler
+from real_data import DATA, with_data
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import hls
-import zoo
-
-DATA = zoo.find_data()
-pytestmark = [
-    pytest.mark.slow,
-    needs_compiler,
-    pytest.mark.skipif(DATA is None, reason="QCOMP_DATA is not set to a folder with models/"),
-]
+pytestmark = [pytest.mark.slow, needs_compiler, with_data]
 LIMITS = {"mlperf_ic_resnet8": 1000.0, "mlperf_kws_dscnn": 150.0}
 """Microseconds a sample, by estimate."""
 

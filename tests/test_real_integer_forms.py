@@ -7,22 +7,17 @@ qemu-user too.
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
+import avx2
 import numpy as np
 import pytest
+import zoo
+from real_data import DATA, with_data
 
 import qcomp
 from qcomp import exactness, files, runtime
 from qcomp.integer_only import first_float
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import avx2
-import zoo
-
-DATA = zoo.find_data()
-with_data = pytest.mark.skipif(DATA is None, reason="QCOMP_DATA is not set to a folder with models/")
 with_qemu = pytest.mark.skipif(avx2.why_not() is not None, reason=str(avx2.why_not()))
 pytestmark = pytest.mark.slow
 

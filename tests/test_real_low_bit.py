@@ -6,24 +6,17 @@ Slow: needs the folder of models and labelled data that benchmarks/README.md des
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
 
+import low_bit
 import numpy as np
 import pytest
+import zoo
+from real_data import DATA, with_data
 
 import qcomp
 from qcomp import pipeline, runtime
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import low_bit
-import zoo
-
-DATA = zoo.find_data()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(DATA is None, reason="QCOMP_DATA is not set to a folder with models/"),
-]
+pytestmark = [pytest.mark.slow, with_data]
 LOSSES = {
     ("cifar10_resnet20_bn", "W4A4"): 6.0,
     ("mlperf_ic_resnet8", "W4A8"): 1.5,

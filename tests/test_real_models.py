@@ -6,7 +6,6 @@ Slow: needs the folder of models and labelled data that benchmarks/README.md des
 from __future__ import annotations
 
 import functools
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +13,13 @@ from typing import Any
 import onnx
 import onnxruntime as ort
 import pytest
+import zoo
+from real_data import DATA, with_data
 
 import qcomp
 from qcomp import graph, pipeline, qdq, runtime
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import zoo
-
-DATA = zoo.find_data()
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(DATA is None, reason="QCOMP_DATA is not set to a folder with models/"),
-]
+pytestmark = [pytest.mark.slow, with_data]
 
 CNNS = (
     "mobilenetv2",

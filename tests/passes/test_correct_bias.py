@@ -115,19 +115,6 @@ def test_layers_that_share_a_bias_are_corrected_each_on_its_own(function, option
     assert len(biases) == len([n for n in after.graph if n.op_type in ("Conv", "Add")])
 
 
-def test_a_second_run_changes_nothing():
-    b = small.Builder(1)
-    padded(b)
-    model = quantized.loaded(b.model("y"))
-    line = pipeline.parse(f"{ROUNDED % 'weights=int4'},correct-bias")
-    stats = quantized.statistics(model, [o for p in line for o in p.observe(model)], small.feeds(model, 0, 8))
-    pipeline.run(model, line[:-1], stats=stats)
-    assert CorrectBias().run(model, stats)
-    once = small.serialized(model)
-    assert not CorrectBias().run(model, stats)
-    assert small.serialized(model) == once
-
-
 def test_without_statistics_nothing_changes():
     b = small.Builder(1)
     gemm(b)
@@ -246,22 +233,23 @@ def test_empirical_correction_raises_the_accuracy_where_activations_are_coarse()
     assert np.mean(gains) > 1
 
 
-def test_a_second_empirical_run_changes_nothing():
-    b = small.Builder(1)
-    residual_net(b)
-    model = quantized.loaded(b.model("y"))
-    line = pipeline.parse(f"{ROUNDED % 'weights=int4'},correct-bias{{method=empirical}}")
-    stats = quantized.statistics(model, [o for p in line for o in p.observe(model)], small.feeds(model, 0, 8))
-    pipeline.run(model, line[:-1], stats=stats)
-    assert line[-1].run(model, stats)
-    once = small.serialized(model)
-    assert not line[-1].run(model, stats)
-    assert small.serialized(model) == once
-
-
 def test_empirical_correction_needs_samples():
     b = small.Builder(1)
     gemm(b)
     model = quantized.quantize(b.model("y"), line=ROUNDED % "weights=int4")
     with pytest.raises(CalibrationError, match="samples"):
         CorrectBias(method="empirical").run(model, Statistics())
+
+
+@pytest.mark.parametrize(("network", "step"), [(padded, CorrectBias()), (residual_net, CorrectBias("empirical"))])
+def test_a_second_run_changes_nothing(network, step):
+    b = small.Builder(1)
+    network(b)
+    model = quantized.loaded(b.model("y"))
+    line = [*pipeline.parse(ROUNDED % "weights=int4"), step]
+    stats = quantized.statistics(model, [o for p in line for o in p.observe(model)], small.feeds(model, 0, 8))
+    pipeline.run(model, line[:-1], stats=stats)
+    assert step.run(model, stats)
+    once = small.serialized(model)
+    assert not step.run(model, stats)
+    assert small.serialized(model) == once

@@ -288,14 +288,16 @@ def test_windows_that_begin_behind_the_image_are_refused(tmp_path):
         qcomp.compile(proto, [data], to="hls", out=tmp_path / "design")
 
 
-@pytest.mark.parametrize("rate", ["nan", "inf", "-3", "1e-320"])
+@pytest.mark.parametrize("rate", ["nan", "inf", "-3"])
 def test_what_is_no_rate_is_refused(rate, tmp_path):
     model, data = hls_designs.made("shortcut")
-    if rate == "1e-320":
-        Hls(rate=float(rate)).emit(model, tmp_path / "design", [data])
-        return
     with pytest.raises(OptionError, match="samples a second"):
         Hls(rate=float(rate)).emit(model, tmp_path / "design", [data])
+
+
+def test_any_positive_rate_will_do(tmp_path):
+    model, data = hls_designs.made("shortcut")
+    assert Hls(rate=1e-320).emit(model, tmp_path / "design", [data]) == [tmp_path / "design"]
 
 
 def test_errors_of_the_compiler_are_shown(tmp_path):
